@@ -1,0 +1,165 @@
+"""What SparseBlockGemv and SparseBlockOuter share: checks, shapes and C code."""
+
+from typing import ClassVar
+
+import pytensor.scalar as ps
+from pytensor.graph.basic import Apply, Constant
+from pytensor.link.c.op import COp
+from pytensor.tensor.basic import as_tensor_variable, cast
+from pytensor.tensor.type import (
+    DenseTensorType,
+    complex_dtypes,
+    discrete_dtypes,
+    int_dtypes,
+    tensor,
+    uint_dtypes,
+)
+
+from blocksparse_ops import reference
+from blocksparse_ops.kernels.c import source
+from blocksparse_ops.signature import AXES, Signature
+
+
+class SparseBlockOp(COp):
+    """An op whose first argument is what is added to.
+
+    A subclass gives its `signature`, the C++ class that computes it, and its mathematics.
+    """
+
+    __props__ = ("inplace",)
+    # Of the dtypes that have no C code, float16 would warn before it falls to `perform`.
+    _f16_ok = True
+
+    signature: ClassVar[Signature]
+    kernel: ClassVar[str]
+
+    def __init__(self, inplace: bool = False):
+        self.inplace = inplace
+        if inplace:
+            self.destroy_map = {0: [0]}
+
+    @property
+    def gufunc_signature(self):
+        return self.signature.gufunc()
+
+    def __setstate__(self, state):
+        # A function that was pickled is linked again without being rewritten, so nothing else
+        # would register the Numba dispatch before the linker asks for it.
+        self.__dict__.update(state)
+        from blocksparse_ops.link.lazy import load_numba_dispatch
+
+        load_numba_dispatch()
+
+    def make_node(self, *inputs):
+        variables = [
+            as_argument(self.signature, name, value)
+            for name, value in zip(self.signature.names, inputs, strict=True)
+        ]
+        sizes = self.signature.static_sizes([variable.type.shape for variable in variables])
+        variables = self._upcast(variables)
+        shape = tuple(sizes[letter] for letter in self.signature.axes[self.signature.names[0]])
+        return Apply(self, variables, [tensor(dtype=variables[0].dtype, shape=shape)])
+
+    def _upcast(self, variables):
+        """Cast what is multiplied and added to one dtype, and a scale to that dtype."""
+        computed = [
+            position
+            for position, (name, letters) in enumerate(self.signature.axes.items())
+            if letters and name not in self.signature.counts
+        ]
+        dtype = ps.upcast(*(variables[position].dtype for position in computed))
+        if self.inplace and variables[0].dtype != dtype:
+            raise TypeError(
+                f"{self.signature.op}: o has dtype {variables[0].dtype} but the result has {dtype}: "
+                "it cannot be written in place. Cast the other arguments to o's dtype, "
+                "or use the op that is not in place"
+            )
+        return [
+            variable
+            if name in self.signature.counts or variable.dtype == dtype
+            else cast(variable, dtype)
+            for name, variable in zip(self.signature.names, variables, strict=True)
+        ]
+
+    def do_constant_folding(self, fgraph, node):
+        return foldable(node, lambda *values: reference.check(self.signature, values))
+
+    def infer_shape(self, *args):
+        # PyTensor 3.0 calls this with (fgraph, node, shapes), later versions with (node, shapes).
+        return [args[-1][0]]
+
+    def connection_pattern(self, node):
+        return [[name not in self.signature.counts] for name in self.signature.names]
+
+    def grad(self, inputs, output_grads):
+        """The name under which Theano knew `pullback`."""
+        return self.pullback(inputs, None, output_grads)
+
+    def _require_differentiable(self, o):
+        if o.dtype in complex_dtypes:
+            raise TypeError(
+                f"{self.signature.op}: gradients are defined for real dtypes, not for {o.dtype}. "
+                "Write the real and the imaginary part as two real arrays"
+            )
+        return o.dtype not in discrete_dtypes
+
+    def c_support_code(self, **kwargs):
+        return source.support_code()
+
+    def c_compile_args(self, **kwargs):
+        return list(source.COMPILE_ARGS)
+
+    def c_code_cache_version(self):
+        return source.version()
+
+    def c_code(self, node, name, inputs, outputs, sub):
+        dtype = node.outputs[0].type.dtype
+        (output,) = outputs
+        return source.call(
+            self.kernel, self.signature, dtype, inputs, output, self.inplace, sub["fail"]
+        )
+
+
+def as_argument(signature, name, value):
+    """Return `value` as a tensor.
+
+    Raises
+    ------
+    TypeError
+        If it has not the dimensions, or as an index not the dtype, that `name` must have.
+    """
+    variable = as_tensor_variable(value)
+    letters = signature.axes[name]
+    if not isinstance(variable.type, DenseTensorType):
+        raise TypeError(f"{signature.op}: {name} is a {variable.type}; expected a dense tensor")
+    if variable.type.ndim != len(letters):
+        raise TypeError(
+            f"{signature.op}: {name} has {variable.type.ndim} dimensions; expected "
+            f"{len(letters)}, of sizes ({', '.join(AXES[letter] for letter in letters)})"
+        )
+    if name in signature.counts:
+        require_integers(signature.op, name, variable)
+    return variable
+
+
+def require_integers(op, name, index):
+    """Raise unless an index variable holds integers, signed or not."""
+    if index.dtype not in (*int_dtypes, *uint_dtypes):
+        raise TypeError(
+            f"{op}: {name} has dtype {index.dtype}; block indices must be integers. "
+            "A mask becomes indices by nonzero(), whole numbers by .astype('int64')"
+        )
+
+
+def foldable(node, check):
+    """Whether a node's inputs are constants that pass `check`.
+
+    What is wrong is told when the graph runs, not in the midst of rewriting it.
+    """
+    if not all(isinstance(x, Constant) for x in node.inputs):
+        return False
+    try:
+        check(*(x.data for x in node.inputs))
+    except (IndexError, ValueError, OverflowError):
+        return False
+    return True

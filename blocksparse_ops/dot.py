@@ -1,0 +1,87 @@
+"""sparse_block_dot: the block-sparse product with the bias of the output blocks in use."""
+
+from pytensor.scalar import upcast
+from pytensor.tensor.basic import as_tensor_variable
+
+from blocksparse_ops.base import as_argument
+from blocksparse_ops.gemv import sparse_block_gemv
+from blocksparse_ops.index import CheckBlockIndex
+from blocksparse_ops.signature import DOT
+from blocksparse_ops.zeros import zeros
+
+check_output_index = CheckBlockIndex(DOT.op, "outputIdx", ("W.shape[1]", "b.shape[0]"))
+
+
+def sparse_block_dot(W, h, inputIdx, b, outputIdx):
+    """``b[outputIdx[n, w]] + sum_v h[n, v] @ W[inputIdx[n, v], outputIdx[n, w]]``
+
+    Parameters
+    ----------
+    W : (iBlocks, oBlocks, iSize, oSize)
+        The weights, all blocks.
+    h : (batch, iWin, iSize), or (iWin, iSize)
+        The values of the input blocks in use. A 2-D `h` is a batch of one.
+    inputIdx : (batch, iWin), or (iWin,)
+        Which input blocks each example uses, with one dimension less than `h`.
+    b : (oBlocks, oSize), or None
+        The bias of each output block; None means zeros.
+    outputIdx : (batch, oWin), or (oWin,)
+        Which output blocks each example computes, with one dimension less than `h`.
+
+    Returns
+    -------
+    (batch, oWin, oSize)
+        The values of the output blocks in use; (1, oWin, oSize) for a 2-D `h`.
+
+    Raises
+    ------
+    TypeError
+        For a wrong number of dimensions, or indices that are no integers.
+    ValueError
+        For sizes that disagree, here or when the graph runs.
+    IndexError
+        When the graph runs, for an index out of range.
+
+    Notes
+    -----
+    All dtypes are upcast together. Any integers are indices; negative ones count from the end,
+    repeated ones accumulate. The function is Theano's ``tensor.nnet.blocksparse.sparse_block_dot``.
+
+    Examples
+    --------
+    Two examples; each uses two of three input blocks and computes one of two output blocks.
+
+    >>> import numpy as np
+    >>> from blocksparse_ops import sparse_block_dot
+    >>> W = np.ones((3, 2, 4, 5))
+    >>> h = np.ones((2, 2, 4))
+    >>> b = np.array([[10.0] * 5, [20.0] * 5])
+    >>> sparse_block_dot(W, h, [[0, 1], [1, 2]], b, [[0], [1]]).eval()[:, 0, 0]
+    array([18., 28.])
+    """
+    h, inputIdx, outputIdx = _with_batch(*map(as_tensor_variable, (h, inputIdx, outputIdx)))
+    arguments = {"W": W, "h": h, "inputIdx": inputIdx, "outputIdx": outputIdx}
+    W, h, inputIdx, outputIdx = (as_argument(DOT, *item) for item in arguments.items())
+    if b is None:
+        shape = (h.shape[0], outputIdx.shape[1], W.shape[3])
+        o = zeros(shape, upcast(W.dtype, h.dtype))
+    else:
+        b = as_argument(DOT, "b", b)
+        DOT.static_sizes([x.type.shape for x in (W, h, inputIdx, b, outputIdx)])
+        # The gather and its gradient do not check their indices in every mode.
+        outputIdx = check_output_index(outputIdx, W.shape[1], b.shape[0])
+        o = b.take(outputIdx, axis=0)
+    return sparse_block_gemv(o, W, h, inputIdx, outputIdx)
+
+
+def _with_batch(h, inputIdx, outputIdx):
+    """Make a 2-D `h` with its 1-D indices a batch of one."""
+    if h.type.ndim != 2:
+        return h, inputIdx, outputIdx
+    for name, index in (("inputIdx", inputIdx), ("outputIdx", outputIdx)):
+        if index.type.ndim != 1:
+            raise TypeError(
+                f"{DOT.op}: {name} has {index.type.ndim} dimensions, but a 2-D h is one example "
+                "and takes 1-D indices; give h three dimensions for a batch"
+            )
+    return h[None], inputIdx[None], outputIdx[None]

@@ -1,0 +1,89 @@
+// What is wrong with the arguments, as a plain record, and the block indices counted from the start.
+#pragma once
+
+#include "arrays.hpp"
+
+#include <cstring>
+#include <vector>
+
+namespace blocksparse {
+
+// The numbers of signature.py, which makes the messages.
+enum Kind : i64 { sound, shape_fault, signed_index, unsigned_index, overflow_fault, memory_fault };
+
+struct Fault {
+    i64 kind = sound;
+    i64 which = 0;   // agreement, or argument
+    i64 first = 0;   // the two sizes, or where the index stands
+    i64 second = 0;
+    i64 value = 0;   // the 64 bits of the index
+    i64 size = 0;    // number of blocks
+
+    explicit operator bool() const { return kind != sound; }
+};
+
+// Positions in the arguments' sizes, written one after the other, that must hold equal sizes.
+struct Agreement {
+    int one;
+    int other;
+};
+
+inline Fault check_sizes(const Array* arguments, int count, const Agreement* agreements,
+                         int agreement_count) {
+    std::vector<i64> sizes;
+    for (int a = 0; a < count; ++a)
+        sizes.insert(sizes.end(), arguments[a].shape, arguments[a].shape + arguments[a].ndim);
+    for (int k = 0; k < agreement_count; ++k) {
+        const i64 one = sizes[agreements[k].one], other = sizes[agreements[k].other];
+        if (one != other) return {shape_fault, k, one, other, 0, 0};
+    }
+    return {};
+}
+
+inline Fault check_triples(i64 batch, i64 inputs, i64 outputs) {
+    // A zero anywhere makes the product zero, however large the others.
+    if (batch == 0 || inputs == 0 || outputs == 0) return {};
+    i64 triples;
+    if (__builtin_mul_overflow(batch, inputs, &triples) ||
+        __builtin_mul_overflow(triples, outputs, &triples))
+        return {overflow_fault, 0, 0, 0, 0, 0};
+    return {};
+}
+
+template <class Index>
+Fault check_index_as(const Array& index, i64 argument, i64 blocks, i64* from_start) {
+    constexpr bool is_signed = Index(-1) < Index(0);
+    for (i64 row = 0; row < index.shape[0]; ++row)
+        for (i64 position = 0; position < index.shape[1]; ++position) {
+            Index value;
+            std::memcpy(&value, index.data + row * index.strides[0] + position * index.strides[1],
+                        sizeof value);
+            i64 block = static_cast<i64>(value);
+            // An unsigned value of 2**63 or more turns negative here, and is out of range.
+            const bool in_range = block < blocks && block >= (is_signed ? -blocks : 0);
+            if (!in_range)
+                return {is_signed ? signed_index : unsigned_index, argument, row, position, block,
+                        blocks};
+            *from_start++ = block < 0 ? block + blocks : block;
+        }
+    return {};
+}
+
+// Writes the indices of one argument, counted from the start, row after row.
+inline Fault check_index(const Array& index, i64 argument, i64 blocks,
+                         std::vector<i64>& from_start) {
+    from_start.resize(static_cast<std::size_t>(index.shape[0] * index.shape[1]));
+    i64* out = from_start.data();
+    switch (index.integer) {
+        case Integer::i8: return check_index_as<std::int8_t>(index, argument, blocks, out);
+        case Integer::i16: return check_index_as<std::int16_t>(index, argument, blocks, out);
+        case Integer::i32: return check_index_as<std::int32_t>(index, argument, blocks, out);
+        case Integer::u8: return check_index_as<std::uint8_t>(index, argument, blocks, out);
+        case Integer::u16: return check_index_as<std::uint16_t>(index, argument, blocks, out);
+        case Integer::u32: return check_index_as<std::uint32_t>(index, argument, blocks, out);
+        case Integer::u64: return check_index_as<std::uint64_t>(index, argument, blocks, out);
+        default: return check_index_as<std::int64_t>(index, argument, blocks, out);
+    }
+}
+
+}  // namespace blocksparse

@@ -1,0 +1,112 @@
+// Between NumPy arrays and the kernels: the only file that knows Python.
+#pragma once
+
+#include <Python.h>
+#include <numpy/arrayobject.h>
+
+#include "check.hpp"
+#include "choose.hpp"
+
+#include <new>
+#include <stdexcept>
+
+namespace blocksparse {
+
+inline Integer integer_of(PyArrayObject* array) {
+    const bool is_signed = PyArray_ISSIGNED(array);
+    if (!PyArray_ISINTEGER(array)) return Integer::none;
+    switch (PyArray_ITEMSIZE(array)) {
+        case 1: return is_signed ? Integer::i8 : Integer::u8;
+        case 2: return is_signed ? Integer::i16 : Integer::u16;
+        case 4: return is_signed ? Integer::i32 : Integer::u32;
+        default: return is_signed ? Integer::i64 : Integer::u64;
+    }
+}
+
+inline Array view(PyArrayObject* array) {
+    Array result;
+    result.data = PyArray_BYTES(array);
+    result.ndim = PyArray_NDIM(array);
+    for (int axis = 0; axis < result.ndim; ++axis) {
+        result.shape[axis] = PyArray_DIM(array, axis);
+        result.strides[axis] = PyArray_STRIDE(array, axis);
+    }
+    result.integer = integer_of(array);
+    return result;
+}
+
+// Sets the Python error that a record stands for.
+inline void raise_fault(const char* op, const Fault& fault) {
+    PyObject* module = PyImport_ImportModule("blocksparse_ops.signature");
+    if (!module) return;
+    PyObject* result = PyObject_CallMethod(
+        module, "raise_fault", "s(LLLLLL)", op, static_cast<long long>(fault.kind),
+        static_cast<long long>(fault.which), static_cast<long long>(fault.first),
+        static_cast<long long>(fault.second), static_cast<long long>(fault.value),
+        static_cast<long long>(fault.size));
+    Py_XDECREF(result);
+    Py_DECREF(module);
+}
+
+// Runs pure C++ without the GIL; an allocation that fails becomes a record.
+template <class Work>
+Fault without_gil(const Work& work) {
+    Fault fault;
+    Py_BEGIN_ALLOW_THREADS
+    try {
+        fault = work();
+    } catch (const std::bad_alloc&) {
+        fault.kind = memory_fault;
+    } catch (const std::length_error&) {
+        fault.kind = memory_fault;
+    }
+    Py_END_ALLOW_THREADS
+    return fault;
+}
+
+// A view that repeats elements may not be written, nor may a read-only array.
+inline bool writeable(PyArrayObject* array) {
+    for (int axis = 0; axis < PyArray_NDIM(array); ++axis)
+        if (PyArray_DIM(array, axis) > 1 && PyArray_STRIDE(array, axis) == 0) return false;
+    return PyArray_ISWRITEABLE(array);
+}
+
+// Makes *output hold the values of `o`: o itself, the output of the last call, or a new array.
+inline bool place_output(PyArrayObject* o, PyArrayObject** output, bool inplace) {
+    if (inplace && writeable(o)) {
+        Py_INCREF(o);
+        Py_XSETREF(*output, o);
+        return true;
+    }
+    if (*output && *output != o && PyArray_IS_C_CONTIGUOUS(*output) &&
+        PyArray_ISWRITEABLE(*output) && PyArray_SAMESHAPE(*output, o))
+        return PyArray_CopyInto(*output, o) == 0;
+    PyArrayObject* copy = reinterpret_cast<PyArrayObject*>(PyArray_NewCopy(o, NPY_CORDER));
+    if (!copy) return false;
+    Py_XSETREF(*output, copy);
+    return true;
+}
+
+// One call of an op. Returns false with a Python error set, and nothing written, if it cannot be done.
+template <class Kernel>
+bool call(const char* op, PyArrayObject* const* inputs, PyArrayObject** output, bool inplace,
+          const Agreement* agreements, int agreement_count, const Thresholds& thresholds) {
+    Array arguments[Kernel::arguments];
+    for (int a = 0; a < Kernel::arguments; ++a) arguments[a] = view(inputs[a]);
+    Kernel kernel;
+    Fault fault = without_gil(
+        [&] { return kernel.prepare(arguments, agreements, agreement_count, thresholds); });
+    if (fault) {
+        raise_fault(op, fault);
+        return false;
+    }
+    if (!place_output(inputs[0], output, inplace)) return false;
+    const Array out = view(*output);
+    without_gil([&] {
+        kernel.run(out);
+        return Fault{};
+    });
+    return true;
+}
+
+}  // namespace blocksparse

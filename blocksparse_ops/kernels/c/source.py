@@ -1,0 +1,62 @@
+"""Hands the C++ files of this folder to the ops' C code."""
+
+import re
+from functools import cache
+from hashlib import sha256
+from importlib.resources import files
+
+from blocksparse_ops.kernels.thresholds import PLANNED_REUSE
+from blocksparse_ops.signature import Signature
+
+# Each file after those that it includes.
+HEADERS = ("arrays", "check", "choose", "plan", "tile", "gemv", "outer", "numpy")
+
+SCALARS = {"float32": "npy_float32", "float64": "npy_float64"}
+
+COMPILE_ARGS = ("-std=c++17",)
+
+
+@cache
+def support_code() -> str:
+    """All headers as one text, their own includes of each other taken out."""
+    folder = files(__package__)
+    texts = [folder.joinpath(f"{name}.hpp").read_text("utf-8") for name in HEADERS]
+    return re.sub(r'#pragma once\n|#include "\w+\.hpp"\n', "", "\n".join(texts))
+
+
+@cache
+def version() -> tuple[str, ...]:
+    """What the compiled code depends on besides the graph."""
+    return (sha256(support_code().encode()).hexdigest(), *COMPILE_ARGS, str(PLANNED_REUSE))
+
+
+def call(
+    kernel: str,
+    signature: Signature,
+    dtype: str,
+    inputs: list[str],
+    output: str,
+    inplace: bool,
+    fail: str,
+) -> str:
+    """C code that calls one kernel class.
+
+    Raises
+    ------
+    NotImplementedError
+        If the kernels are not written for this dtype: PyTensor then runs `perform`.
+    """
+    if dtype not in SCALARS:
+        raise NotImplementedError(f"the C kernels compute in float32 and float64, not {dtype}")
+    agreements = ", ".join(f"{{{one}, {other}}}" for one, other in signature.agreements)
+    return f"""
+    {{
+        PyArrayObject* const arguments[] = {{{", ".join(inputs)}}};
+        const blocksparse::Agreement agreements[] = {{{agreements}}};
+        if (!blocksparse::call<blocksparse::{kernel}<{SCALARS[dtype]}>>(
+                "{signature.op}", arguments, &{output}, {str(inplace).lower()}, agreements,
+                {len(signature.agreements)}, {{{PLANNED_REUSE}}})) {{
+            {fail}
+        }}
+    }}
+    """

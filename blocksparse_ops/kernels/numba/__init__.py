@@ -1,0 +1,19 @@
+"""The Numba kernels, file by file the counterparts of those in `kernels/c`."""
+
+from functools import cache
+from hashlib import sha256
+from importlib.resources import files
+
+
+@cache
+def version() -> int:
+    """A number that follows from the sources: Numba's cache on disk serves no old code."""
+    package = files("blocksparse_ops")
+    folders = [package, package / "kernels", package / "kernels" / "numba", package / "link"]
+    texts = [
+        path.read_bytes()
+        for folder in folders
+        for path in sorted(folder.iterdir(), key=lambda path: path.name)
+        if path.name.endswith(".py")
+    ]
+    return int(sha256(b"".join(texts)).hexdigest()[:15], 16)

@@ -1,0 +1,92 @@
+"""The mathematics in NumPy, grouped by block: what `perform` runs, for every dtype."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from blocksparse_ops.signature import (
+    GEMV,
+    LARGEST,
+    OUTER,
+    OVERFLOW,
+    SHAPE,
+    SIGNED_INDEX,
+    UNSIGNED_INDEX,
+    Signature,
+)
+
+
+def gemv(o, W, h, inputIdx, outputIdx, inplace=False):
+    """o[b, w] + sum_v h[b, v] @ W[inputIdx[b, v], outputIdx[b, w]], in o itself if `inplace`."""
+    inputIdx, outputIdx = check(GEMV, (o, W, h, inputIdx, outputIdx))
+    out = destination(o, inplace)
+    for i, j, b, v, w in block_groups(inputIdx, outputIdx):
+        np.add.at(out, (b, w), h[b, v] @ W[i, j])
+    return out
+
+
+def outer(o, x, y, xIdx, yIdx, alpha, inplace=False):
+    """o[xIdx[b, v], yIdx[b, w]] += alpha * outer(x[b, v], y[b, w]), in o itself if `inplace`."""
+    xIdx, yIdx = check(OUTER, (o, x, y, xIdx, yIdx, alpha))
+    out = destination(o, inplace)
+    for i, j, b, v, w in block_groups(xIdx, yIdx):
+        out[i, j] += alpha * (x[b, v].T @ y[b, w])
+    return out
+
+
+def check(signature: Signature, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Return the index arrays as int64 counted from the start, or raise what is wrong.
+
+    Raises
+    ------
+    ValueError
+        If two sizes that must be equal differ.
+    IndexError
+        If an index lies outside [-n, n), n being the number of blocks that it names.
+    OverflowError
+        If the number of (example, input, output) triples does not fit into 64 bits.
+    """
+    sizes = [size for array in arrays for size in array.shape]
+    for which, (one, other) in enumerate(signature.agreements):
+        if sizes[one] != sizes[other]:
+            signature.raise_fault(SHAPE, which, sizes[one], sizes[other], 0, 0)
+    batch, inputs, outputs = (sizes[signature.place(letter)] for letter in "bvw")
+    if batch * inputs * outputs > LARGEST:
+        signature.raise_fault(OVERFLOW, 0, 0, 0, 0, 0)
+    indices = []
+    for name in signature.counts:
+        which = signature.names.index(name)
+        index, blocks = arrays[which], sizes[signature.counted(name)]
+        where = first_out_of_range(index, blocks)
+        if where is not None:
+            kind = UNSIGNED_INDEX if index.dtype.kind == "u" else SIGNED_INDEX
+            signature.raise_fault(kind, which, *where, index[where], blocks)
+        index = index.astype(np.int64)
+        indices.append(np.where(index < 0, index + blocks, index))
+    return indices
+
+
+def first_out_of_range(index: np.ndarray, blocks: int) -> tuple[int, ...] | None:
+    """Position of the first index outside [-blocks, blocks)."""
+    wrong = (index < -blocks) | (index >= blocks)
+    return tuple(np.argwhere(wrong)[0].tolist()) if wrong.any() else None
+
+
+def destination(o: np.ndarray, inplace: bool) -> np.ndarray:
+    """Return `o` if it may be written: a view that repeats elements may not, even in place."""
+    repeats = any(size > 1 and stride == 0 for size, stride in zip(o.shape, o.strides, strict=True))
+    return o if inplace and o.flags.writeable and not repeats else o.copy()
+
+
+def block_groups(inputIdx: np.ndarray, outputIdx: np.ndarray) -> Iterator[tuple]:
+    """Yield (i, j, b, v, w) for each block (i, j) in use; b, v, w are arrays, an entry a triple."""
+    i, j = np.broadcast_arrays(inputIdx[:, :, None], outputIdx[:, None, :])
+    if not i.size:
+        return
+    order = np.lexsort((i.ravel(), j.ravel()))
+    triples = np.unravel_index(order, i.shape)
+    i, j = i.ravel()[order], j.ravel()[order]
+    borders = np.flatnonzero((np.diff(i) != 0) | (np.diff(j) != 0)) + 1
+    starts, ends = np.r_[0, borders], np.r_[borders, order.size]
+    for start, end in zip(starts, ends, strict=True):
+        yield i[start], j[start], *(axis[start:end] for axis in triples)

@@ -1,0 +1,186 @@
+"""What the arguments of an op are called, which axes must agree, and what a bad argument is told.
+
+Every backend checks by the tables here and reports what it found as a plain record of
+integers, so that all of them raise the same message.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NoReturn
+
+# The kinds of record. The C++ and the Numba `check` return the same numbers.
+SOUND, SHAPE, SIGNED_INDEX, UNSIGNED_INDEX, OVERFLOW, MEMORY = range(6)
+
+LARGEST = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The axes of each argument, a letter an axis; equal letters are equal sizes.
+
+    Parameters
+    ----------
+    op : str
+        The name that errors begin with.
+    axes : dict of str to str
+        Argument name to its axes' letters, in the order of the op's inputs.
+    counts : dict of str to str
+        Name of each index argument to the letter of the axis whose blocks it names.
+    """
+
+    op: str
+    axes: dict[str, str]
+    counts: dict[str, str]
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.axes)
+
+    @cached_property
+    def places(self) -> tuple[tuple[str, int, str], ...]:
+        """(argument, axis, letter) of every axis of every argument, one after the other."""
+        return tuple(
+            (name, axis, letter)
+            for name, letters in self.axes.items()
+            for axis, letter in enumerate(letters)
+        )
+
+    @cached_property
+    def agreements(self) -> tuple[tuple[int, int], ...]:
+        """Pairs of positions in `places` whose sizes must be equal."""
+        return tuple(
+            (self.place(letter), position)
+            for position, (_, _, letter) in enumerate(self.places)
+            if position != self.place(letter)
+        )
+
+    def place(self, letter: str) -> int:
+        """Position in `places` at which a letter first stands."""
+        return next(k for k, (_, _, other) in enumerate(self.places) if other == letter)
+
+    def counted(self, name: str) -> int:
+        """Position in `places` of the number of blocks that an index argument names."""
+        return self.place(self.counts[name])
+
+    def gufunc(self) -> str:
+        """The same as a NumPy generalised-ufunc signature; the first argument is the result."""
+        cores = [f"({','.join(letters)})" for letters in self.axes.values()]
+        return f"{','.join(cores)}->{cores[0]}"
+
+    def static_sizes(self, shapes: Sequence[tuple[int | None, ...]]) -> dict[str, int | None]:
+        """Merge what the inputs' static shapes say of each letter.
+
+        Raises
+        ------
+        ValueError
+            If two of them disagree already.
+        """
+        sizes = [size for shape in shapes for size in shape]
+        merged = {letter: sizes[self.place(letter)] for _, _, letter in self.places}
+        for size, (_, _, letter) in zip(sizes, self.places, strict=True):
+            if merged[letter] is None:
+                merged[letter] = size
+        for position, (size, (_, _, letter)) in enumerate(zip(sizes, self.places, strict=True)):
+            if size is not None and size != merged[letter]:
+                known = next(
+                    k
+                    for k, (_, _, other) in enumerate(self.places)
+                    if other == letter and sizes[k] is not None
+                )
+                raise ValueError(self._disagreement(known, sizes[known], position, size))
+        return merged
+
+    def _place_name(self, position: int) -> str:
+        name, axis, _ = self.places[position]
+        return f"{name}.shape[{axis}]"
+
+    def _disagreement(self, one: int, size: int, other: int, other_size: int) -> str:
+        names = self._place_name(one), self._place_name(other)
+        return disagreement(self.op, names[0], size, names[1], other_size)
+
+    def raise_fault(
+        self, kind: int, which: int, first: int, second: int, value: int, size: int
+    ) -> NoReturn:
+        """Raise the error that a record stands for.
+
+        Parameters
+        ----------
+        kind : int
+            One of the constants of this module.
+        which : int
+            For SHAPE the position in `agreements`, for an index the position in `names`.
+        first, second : int
+            For SHAPE the two sizes, for an index where the value stands.
+        value, size : int
+            For an index its 64 bits, and the number of blocks.
+        """
+        if kind == SHAPE:
+            one, other = self.agreements[which]
+            raise ValueError(self._disagreement(one, first, other, second))
+        if kind == OVERFLOW:
+            raise OverflowError(
+                f"{self.op}: the batch times the lengths of the two windows does not fit into "
+                "64 bits; use a smaller batch"
+            )
+        if kind == MEMORY:
+            raise MemoryError(f"{self.op}: no memory for the scratch space; nothing was written")
+        name = self.names[which]
+        if kind == UNSIGNED_INDEX:
+            value %= 2**64
+        axis = self._place_name(self.counted(name))
+        raise IndexError(out_of_range(f"{self.op}: {name}", (first, second), value, axis, size))
+
+
+def disagreement(op: str, axis: str, size: int, other_axis: str, other_size: int) -> str:
+    """The words for two sizes that must be equal and are not."""
+    return (
+        f"{op}: {axis} = {size} but {other_axis} = {other_size}. "
+        "The two must be equal: nothing is broadcast here"
+    )
+
+
+def out_of_range(name: str, where: Sequence[int], value: int, axis: str, size: int) -> str:
+    """The words for a block index that is out of range."""
+    stands = ", ".join(map(str, where))
+    return (
+        f"{name}[{stands}] = {value} is out of range: {axis} = {size}, "
+        f"so a block index must lie in [{-size}, {size})"
+    )
+
+
+# What the letters of the signatures stand for.
+AXES = {
+    "b": "batch",
+    "i": "iBlocks",
+    "j": "oBlocks",
+    "v": "iWin",
+    "w": "oWin",
+    "p": "iSize",
+    "q": "oSize",
+}
+
+GEMV = Signature(
+    op="SparseBlockGemv",
+    axes={"o": "bwq", "W": "ijpq", "h": "bvp", "inputIdx": "bv", "outputIdx": "bw"},
+    counts={"inputIdx": "i", "outputIdx": "j"},
+)
+
+OUTER = Signature(
+    op="SparseBlockOuter",
+    axes={"o": "ijpq", "x": "bvp", "y": "bwq", "xIdx": "bv", "yIdx": "bw", "alpha": ""},
+    counts={"xIdx": "i", "yIdx": "j"},
+)
+
+DOT = Signature(
+    op="sparse_block_dot",
+    axes={"W": "ijpq", "h": "bvp", "inputIdx": "bv", "b": "jq", "outputIdx": "bw"},
+    counts={"inputIdx": "i", "outputIdx": "j"},
+)
+
+SIGNATURES = {signature.op: signature for signature in (GEMV, OUTER)}
+
+
+def raise_fault(op: str, record: Sequence[int]) -> NoReturn:
+    """Raise what a kernel's record says of a call of the op of this name."""
+    SIGNATURES[op].raise_fault(*map(int, record))

@@ -1,0 +1,25 @@
+"""Zeros that stay an allocation, so that what is added to them can be added in place."""
+
+from pytensor.tensor.basic import Alloc, constant
+
+
+class BlockZeros(Alloc):
+    """Zeros that are allocated at each call, even if their shape is known.
+
+    PyTensor folds an `Alloc` of constant shape into a constant. A gradient's zeros are as large
+    as the weights; as a constant they would be kept for good, could not be destroyed, and would
+    be copied at every call.
+    """
+
+    def do_constant_folding(self, fgraph, node):
+        return False
+
+
+def zeros(shape, dtype):
+    """Return zeros that are never folded into a constant."""
+    return BlockZeros()(constant(0, dtype=dtype), *shape)
+
+
+def zeros_like(x):
+    """Return zeros of the shape and dtype of `x` that are never folded into a constant."""
+    return zeros((x.shape[axis] for axis in range(x.type.ndim)), x.dtype)
