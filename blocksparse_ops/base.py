@@ -5,7 +5,7 @@ from typing import ClassVar
 import pytensor.scalar as ps
 from pytensor.graph.basic import Apply, Constant
 from pytensor.link.c.op import COp
-from pytensor.tensor.basic import as_tensor_variable, cast
+from pytensor.tensor.basic import as_tensor_variable, cast, tensor_copy
 from pytensor.tensor.type import (
     DenseTensorType,
     complex_dtypes,
@@ -69,8 +69,9 @@ class SparseBlockOp(COp):
         ]
         dtype = ps.upcast(*(variables[position].dtype for position in computed))
         if self.inplace and variables[0].dtype != dtype:
+            o_dtype = variables[0].dtype
             raise TypeError(
-                f"{self.signature.op}: o has dtype {variables[0].dtype} but the result has {dtype}: "
+                f"{self.signature.op}: o has dtype {o_dtype} but the result has {dtype}: "
                 "it cannot be written in place. Cast the other arguments to o's dtype, "
                 "or use the op that is not in place"
             )
@@ -94,6 +95,15 @@ class SparseBlockOp(COp):
     def grad(self, inputs, output_grads):
         """The name under which Theano knew `pullback`."""
         return self.pullback(inputs, None, output_grads)
+
+    @staticmethod
+    def _passed_on(cotangent):
+        """The gradient in what is added to: the cotangent, but as a variable of its own.
+
+        PyTensor's default pushforward, a pullback of a pullback, gives the gradients of the first
+        values; a gradient that is the cotangent itself would cut off its other uses there.
+        """
+        return tensor_copy(cotangent)
 
     def _require_differentiable(self, o):
         if o.dtype in complex_dtypes:

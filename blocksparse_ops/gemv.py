@@ -79,7 +79,7 @@ class SparseBlockGemv(SparseBlockOp):
             return [x.zeros_like(dtype=config.floatX) for x in (o, W, h)] + indices
         g_W = sparse_block_outer(zeros_like(W), h, g, inputIdx, outputIdx)
         g_h = sparse_block_gemv(zeros_like(h), W.transpose(1, 0, 3, 2), g, outputIdx, inputIdx)
-        return [g, g_W, g_h, *indices]
+        return [self._passed_on(g), g_W, g_h, *indices]
 
     def pushforward(self, inputs, outputs, tangents):
         o, W, h, inputIdx, outputIdx = inputs

@@ -1,5 +1,6 @@
 """A view of block indices that has been checked, for ops that do not check by themselves."""
 
+from pytensor.gradient import disconnected_type
 from pytensor.graph.basic import Apply
 from pytensor.graph.op import Op
 from pytensor.graph.replace import _vectorize_node
@@ -75,6 +76,12 @@ class CheckBlockIndex(Op):
 
     def connection_pattern(self, node):
         return [[False] for _ in node.inputs]
+
+    def pullback(self, inputs, outputs, cotangents):
+        return [disconnected_type() for _ in inputs]
+
+    def pushforward(self, inputs, outputs, tangents):
+        return [disconnected_type()]
 
 
 @_vectorize_node.register(CheckBlockIndex)

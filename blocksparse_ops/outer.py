@@ -77,7 +77,7 @@ class SparseBlockOuter(SparseBlockOp):
         unscaled_x = sparse_block_gemv(zeros_like(x), g.transpose(1, 0, 3, 2), y, yIdx, xIdx)
         unscaled_y = sparse_block_gemv(zeros_like(y), g, x, xIdx, yIdx)
         g_alpha = pt.sum(x * unscaled_x, dtype=alpha.dtype)
-        return [g, alpha * unscaled_x, alpha * unscaled_y, *indices, g_alpha]
+        return [self._passed_on(g), alpha * unscaled_x, alpha * unscaled_y, *indices, g_alpha]
 
     def pushforward(self, inputs, outputs, tangents):
         o, x, y, xIdx, yIdx, alpha = inputs

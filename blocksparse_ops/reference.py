@@ -60,7 +60,7 @@ def check(signature: Signature, arrays: Sequence[np.ndarray]) -> list[np.ndarray
         where = first_out_of_range(index, blocks)
         if where is not None:
             kind = UNSIGNED_INDEX if index.dtype.kind == "u" else SIGNED_INDEX
-            signature.raise_fault(kind, which, *where, index[where], blocks)
+            signature.raise_fault(kind, which, *where, int(index[where]), blocks)
         index = index.astype(np.int64)
         indices.append(np.where(index < 0, index + blocks, index))
     return indices

@@ -1,5 +1,6 @@
 """Zeros that stay an allocation, so that what is added to them can be added in place."""
 
+import numpy as np
 from pytensor.tensor.basic import Alloc, constant
 
 
@@ -17,7 +18,11 @@ class BlockZeros(Alloc):
 
 def zeros(shape, dtype):
     """Return zeros that are never folded into a constant."""
-    return BlockZeros()(constant(0, dtype=dtype), *shape)
+    shape = tuple(shape)
+    # The value has as many dimensions as the result: PyTensor turns an Alloc that adds leading
+    # dimensions of length 1 into one of fewer dimensions, and that back into a plain Alloc.
+    value = constant(np.zeros((1,) * len(shape), dtype))
+    return BlockZeros()(value, *shape)
 
 
 def zeros_like(x):

@@ -1,6 +1,7 @@
 """The ops in Numba: importing this registers them."""
 
 import numba
+from numba import literal_unroll
 from numba.core import types
 from numba.extending import overload
 from pytensor.link.numba.dispatch.basic import register_funcify_default_op_cache_key
@@ -79,16 +80,21 @@ def numba_funcify_CheckBlockIndex(op, **kwargs):
     def check_block_index(index, *sizes):
         blocks = sizes[0].item()
         sound = True
-        for size in sizes:
+        for size in literal_unroll(sizes):
             sound &= size.item() == blocks
         for value in index.flat:
             sound &= from_start(value, blocks) >= 0
         if not sound:
-            with numba.objmode():
-                raise_check(caller, argument, axes, index, sizes)
+            fail_check(caller, argument, axes, index, sizes)
         return index
 
     return check_block_index, version()
+
+
+@kernel
+def fail_check(caller, argument, axes, index, sizes):
+    with numba.objmode():
+        raise_check(caller, argument, axes, index, sizes)
 
 
 def raise_check(caller, argument, axes, index, sizes):

@@ -1,0 +1,167 @@
+"""The problems that tests and benchmarks share: sizes, values, layouts in memory."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytensor.tensor as pt
+import pytest
+from hypothesis import strategies as st
+from pytensor import config
+
+needs_compiler = pytest.mark.skipif(not config.cxx, reason="needs a C++ compiler")
+
+MODES = ["FAST_COMPILE", pytest.param("CVM", marks=needs_compiler), "NUMBA"]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    iBlocks: int
+    oBlocks: int
+    iSize: int
+    oSize: int
+    iWin: int
+    oWin: int
+    batch: int
+
+
+T = Sizes(8, 7, 6, 5, 4, 3, 2)
+M = Sizes(64, 64, 32, 32, 8, 8, 128)
+L = Sizes(32, 32, 64, 64, 8, 8, 512)
+X = Sizes(256, 256, 32, 32, 16, 16, 32)
+S = Sizes(1, 256, 256, 128, 1, 1, 256)
+E = Sizes(1, 32, 512, 512, 1, 2, 256)
+
+# Around the widths of vectors and tiles, and the depth of a chunk.
+BLOCK_SIZES = [0, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65]
+DEPTHS = [*BLOCK_SIZES, 255, 256, 257]
+WINDOWS = [0, 1, 2, 3, 4, 5]
+BLOCKS = [1, 2, 3, 6]
+
+sizes = st.builds(
+    Sizes,
+    iBlocks=st.sampled_from(BLOCKS),
+    oBlocks=st.sampled_from(BLOCKS),
+    iSize=st.sampled_from(DEPTHS),
+    oSize=st.sampled_from(BLOCK_SIZES),
+    iWin=st.sampled_from(WINDOWS),
+    oWin=st.sampled_from(WINDOWS),
+    batch=st.sampled_from([0, 1, 2, 3, 7]),
+)
+
+
+class Draw:
+    """Random arrays for one problem."""
+
+    def __init__(self, sizes, seed, dtype, index_dtypes=("int64", "int64"), integers=False):
+        self.sizes = sizes
+        self.rng = np.random.default_rng(seed)
+        self.dtype = np.dtype(dtype)
+        self.index_dtypes = index_dtypes
+        self.integers = integers or self.dtype.kind in "biu"
+
+    def values(self, *shape):
+        if self.integers:
+            low = 0 if self.dtype.kind in "bu" else -4
+            return self.rng.integers(low, 5, shape).astype(self.dtype)
+        values = self.rng.normal(size=shape)
+        if self.dtype.kind == "c":
+            values = values + 1j * self.rng.normal(size=shape)
+        return values.astype(self.dtype)
+
+    def index(self, blocks, window, dtype):
+        """Indices with repeats; from the end too, where the dtype has negative values."""
+        low = -blocks if np.dtype(dtype).kind == "i" else 0
+        return self.rng.integers(low, blocks, (self.sizes.batch, window)).astype(dtype)
+
+    def indices(self):
+        s = self.sizes
+        return {
+            "inputIdx": self.index(s.iBlocks, s.iWin, self.index_dtypes[0]),
+            "outputIdx": self.index(s.oBlocks, s.oWin, self.index_dtypes[1]),
+        }
+
+    def gemv(self):
+        s = self.sizes
+        return {
+            "o": self.values(s.batch, s.oWin, s.oSize),
+            "W": self.values(s.iBlocks, s.oBlocks, s.iSize, s.oSize),
+            "h": self.values(s.batch, s.iWin, s.iSize),
+            **self.indices(),
+        }
+
+    def dot(self):
+        s = self.sizes
+        return {
+            "W": self.values(s.iBlocks, s.oBlocks, s.iSize, s.oSize),
+            "h": self.values(s.batch, s.iWin, s.iSize),
+            "inputIdx": self.indices()["inputIdx"],
+            "b": self.values(s.oBlocks, s.oSize),
+            "outputIdx": self.indices()["outputIdx"],
+        }
+
+    def outer(self):
+        s = self.sizes
+        return {
+            "o": self.values(s.iBlocks, s.oBlocks, s.iSize, s.oSize),
+            "x": self.values(s.batch, s.iWin, s.iSize),
+            "y": self.values(s.batch, s.oWin, s.oSize),
+            "xIdx": self.indices()["inputIdx"],
+            "yIdx": self.indices()["outputIdx"],
+            "alpha": self.values(),
+        }
+
+
+# A way for an array to lie in memory: how a contiguous buffer is made to hold it, and the view
+# of the buffer, NumPy's or PyTensor's, that is the array. Views within a graph keep the number
+# of compiled functions small: Numba compiles anew for each layout of an input.
+def _all_reversed(x):
+    return x[tuple(slice(None, None, -1) for _ in range(x.ndim))]
+
+
+def _all_transposed(x):
+    return x.transpose(tuple(reversed(range(x.ndim))))
+
+
+LAYOUTS = {
+    "contiguous": (lambda a: a, lambda x: x),
+    "gapped": (lambda a: np.repeat(a, 2, axis=-1), lambda x: x[..., ::2]),
+    "reversed": (_all_reversed, _all_reversed),
+    "transposed": (_all_transposed, _all_transposed),
+}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One layout for each argument in turn, and the dtypes of the two indices."""
+
+    name: str
+    arguments: tuple[str, ...]
+    index_dtypes: tuple[str, str]
+
+    def __str__(self):
+        return self.name
+
+    def of(self, position):
+        return LAYOUTS[self.arguments[position % len(self.arguments)]]
+
+    def buffers(self, arrays):
+        return [
+            np.ascontiguousarray(self.of(k)[0](a)) if a.ndim else a for k, a in enumerate(arrays)
+        ]
+
+    def views(self, buffers):
+        return [self.of(k)[1](x) if x.ndim else x for k, x in enumerate(buffers)]
+
+
+COMPILED_LAYOUTS = [
+    Layout("contiguous", ("contiguous",), ("int64", "int64")),
+    Layout("mixed", ("gapped", "transposed", "reversed", "gapped", "reversed"), ("int32", "uint8")),
+    Layout("odd", ("reversed", "gapped", "transposed", "transposed", "gapped"), ("int8", "uint64")),
+]
+
+
+def symbols(arrays):
+    """A variable for each array, of unknown shape, named as the array is."""
+    return {
+        name: pt.tensor(name, dtype=a.dtype, shape=(None,) * a.ndim) for name, a in arrays.items()
+    }

@@ -1,0 +1,58 @@
+"""What the ops mean, as plain loops in extended precision; written apart from the package."""
+
+from itertools import product
+
+import numpy as np
+
+WIDER = {"f": np.longdouble, "c": np.clongdouble}
+
+
+def widen(array):
+    return array.astype(WIDER.get(array.dtype.kind, array.dtype))
+
+
+def gemv(o, W, h, inputIdx, outputIdx):
+    """Return the value, and for its error bound the sum of magnitudes and the terms in a sum."""
+    value, magnitude = widen(o), widen(abs(o))
+    W, h = widen(W), widen(h)
+    (batch, oWin), iWin = outputIdx.shape, inputIdx.shape[1]
+    for b, w, v in product(range(batch), range(oWin), range(iWin)):
+        block = W[int(inputIdx[b, v]), int(outputIdx[b, w])]
+        value[b, w] += h[b, v] @ block
+        magnitude[b, w] += abs(h[b, v]) @ abs(block)
+    return value, magnitude, iWin * W.shape[2] + 1
+
+
+def dot(W, h, inputIdx, b, outputIdx):
+    return gemv(b[outputIdx.astype(object).astype(int)], W, h, inputIdx, outputIdx)
+
+
+def outer(o, x, y, xIdx, yIdx, alpha):
+    value, magnitude = widen(o), widen(abs(o))
+    x, y, alpha = widen(x), widen(y), widen(np.asarray(alpha))
+    (batch, xWin), yWin = xIdx.shape, yIdx.shape[1]
+    for b, v, w in product(range(batch), range(xWin), range(yWin)):
+        block = int(xIdx[b, v]), int(yIdx[b, w])
+        value[block] += alpha * np.outer(x[b, v], y[b, w])
+        magnitude[block] += abs(alpha) * np.outer(abs(x[b, v]), abs(y[b, w]))
+    return value, magnitude, batch * xWin * yWin + 2
+
+
+def assert_within_bound(actual, expected):
+    """Assert |actual - value| <= 2 n eps sum |terms|, elementwise; integers must be equal."""
+    value, magnitude, terms = expected
+    assert actual.shape == value.shape
+    if actual.dtype.kind in "biu":
+        np.testing.assert_array_equal(actual, value.astype(actual.dtype))
+        return
+    eps = np.finfo(actual.dtype).eps
+    error = abs(widen(actual) - value)
+    bound = 2 * terms * eps * abs(magnitude)
+    # Products below the smallest normal number lose relative precision.
+    bound = bound + terms * np.finfo(actual.dtype).tiny
+    assert np.all(error <= bound), f"error {error.max()} exceeds its bound {bound.min()}"
+
+
+def assert_exact(actual, expected):
+    """Assert equality bit for bit: for data whose sums are exact, as small integers are."""
+    np.testing.assert_array_equal(actual, expected[0].astype(actual.dtype))

@@ -1,0 +1,100 @@
+"""The C++ headers: no warnings, a version that follows them, and no need for a compiler."""
+
+import subprocess
+import sys
+import sysconfig
+import threading
+from importlib import resources
+
+import numpy as np
+import pytensor
+import pytest
+from cases import Draw, Sizes, needs_compiler, symbols
+from pytensor import config
+
+from blocksparse_ops import sparse_block_gemv, sparse_block_gemv_inplace
+from blocksparse_ops.kernels.c import source
+
+FOLDER = resources.files("blocksparse_ops.kernels.c")
+
+
+def test_every_header_is_handed_over():
+    assert {path.name for path in FOLDER.iterdir() if path.name.endswith(".hpp")} == {
+        f"{name}.hpp" for name in source.HEADERS
+    }
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", source.HEADERS)
+def test_headers_compile_alone_without_warnings(name, tmp_path):
+    path = tmp_path / "alone.cpp"
+    kernel = {"gemv": "Gemv", "outer": "Outer"}.get(name)
+    scalars = ("float", "double") if kernel else ()
+    uses = [f"template class blocksparse::{kernel}<{scalar}>;\n" for scalar in scalars]
+    path.write_text(f'#include "{name}.hpp"\n{"".join(uses)}')
+    # Python's and NumPy's own headers are not ours to keep free of warnings.
+    others = [sysconfig.get_paths()["include"], np.get_include()]
+    command = [config.cxx, *source.COMPILE_ARGS, "-O2", "-Wall", "-Wextra", "-Werror"]
+    command += [f"-I{FOLDER}", *(f"-isystem{folder}" for folder in others)]
+    command += ["-c", str(path), "-o", str(tmp_path / "alone.o")]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
+def test_cache_version_follows_the_sources(monkeypatch):
+    before = sparse_block_gemv.c_code_cache_version()
+    changed = source.support_code() + "// one more line\n"
+    monkeypatch.setattr(source, "support_code", lambda: changed)
+    assert source.version.__wrapped__() != before
+
+
+def test_dtypes_without_kernels_fall_to_perform():
+    node = sparse_block_gemv(*Draw(Sizes(1, 1, 1, 1, 1, 1, 1), 0, "complex64").gemv().values())
+    with pytest.raises(NotImplementedError, match="complex64"):
+        sparse_block_gemv.c_code(node.owner, "", [], ["out"], {"fail": ""})
+
+
+WITHOUT_COMPILER = """
+import numpy as np, pytensor
+from blocksparse_ops import sparse_block_dot
+assert not pytensor.config.cxx
+out = sparse_block_dot(np.ones((3, 2, 4, 5)), np.ones((2, 2, 4)), [[0, 1], [1, 2]],
+                       np.ones((2, 5)), [[0], [1]])
+for mode in ("FAST_COMPILE", "CVM", "NUMBA"):
+    np.testing.assert_array_equal(pytensor.function([], out, mode=mode)(), np.full((2, 1, 5), 9.0))
+"""
+
+
+def test_everything_works_without_a_compiler():
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", WITHOUT_COMPILER],
+        env={"PYTENSOR_FLAGS": "cxx=", "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+
+
+@needs_compiler
+def test_the_gil_is_released_while_kernels_run():
+    """Another Python thread sees an output that is half written."""
+    sizes = Sizes(iBlocks=1, oBlocks=1, iSize=1024, oSize=1024, iWin=1, oWin=1, batch=2000)
+    arrays = Draw(sizes, 0, "float32").gemv()
+    o = pytensor.shared(np.zeros_like(arrays.pop("o")), borrow=True)
+    inputs = symbols(arrays)
+    function = pytensor.function(
+        list(inputs.values()),
+        updates={o: sparse_block_gemv_inplace(o, *inputs.values())},
+        mode="CVM",
+        accept_inplace=True,
+    )
+    storage = o.get_value(borrow=True)
+    seen = False
+    for _ in range(20):
+        storage[:] = 0
+        thread = threading.Thread(target=function, args=arrays.values())
+        thread.start()
+        while thread.is_alive() and not seen:
+            seen = bool(storage[0, 0, 0] != 0 and storage[-1, 0, -1] == 0)
+        thread.join()
+    assert seen

@@ -1,0 +1,274 @@
+"""What is refused, with which words, and that nothing was written by then."""
+
+import subprocess
+import sys
+from functools import cache
+from itertools import product
+
+import numpy as np
+import pytensor
+import pytensor.tensor as pt
+import pytest
+from cases import COMPILED_LAYOUTS, MODES, Draw, Sizes, symbols
+from test_values import PROBLEMS, compiled
+
+from blocksparse_ops import (
+    SparseBlockGemv,
+    SparseBlockOuter,
+    sparse_block_dot,
+    sparse_block_gemv,
+    sparse_block_gemv_inplace,
+    sparse_block_outer,
+    sparse_block_outer_inplace,
+)
+from blocksparse_ops.signature import GEMV, OUTER
+
+SIZES = Sizes(iBlocks=3, oBlocks=4, iSize=5, oSize=6, iWin=2, oWin=3, batch=7)
+CONTIGUOUS = COMPILED_LAYOUTS[0]
+
+WRONG_INDICES = [
+    ("int64", lambda n: n),
+    ("int64", lambda n: -n - 1),
+    ("int64", lambda n: 2**40),
+    ("int64", lambda n: -(2**63)),
+    ("int8", lambda n: -n - 1),
+    ("uint8", lambda n: 255),
+    ("uint64", lambda n: 2**64 - 1),
+    ("uint64", lambda n: 2**63),
+]
+
+
+@cache
+def update_in_place(mode, problem, index_dtype):
+    """A function that adds to a shared variable in place, and the variable."""
+    arrays = getattr(Draw(SIZES, 0, "float32", (index_dtype, index_dtype)), problem)()
+    op = {"gemv": sparse_block_gemv_inplace, "outer": sparse_block_outer_inplace}[problem]
+    o = pytensor.shared(arrays.pop("o"), "o")
+    inputs = symbols(arrays)
+    updates = {o: op(o, *inputs.values())}
+    return pytensor.function(
+        list(inputs.values()), updates=updates, mode=mode, accept_inplace=True
+    ), o
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("problem", ["gemv", "outer"])
+@pytest.mark.parametrize("which", [0, 1], ids=["input", "output"])
+@pytest.mark.parametrize(("index_dtype", "wrong"), WRONG_INDICES)
+def test_index_out_of_range(mode, problem, which, index_dtype, wrong):
+    """At the last position of the last example, on a shared variable that is updated in place."""
+    arrays = getattr(Draw(SIZES, 0, "float32", (index_dtype, index_dtype)), problem)()
+    del arrays["o"]
+    function, o = update_in_place(mode, problem, index_dtype)
+    signature = {"gemv": GEMV, "outer": OUTER}[problem]
+    name = list(signature.counts)[which]
+    blocks = (SIZES.iBlocks, SIZES.oBlocks)[which]
+    value = wrong(blocks)
+    arrays[name][-1, -1] = value
+    before = o.get_value()
+    position = f"{SIZES.batch - 1}, {(SIZES.iWin, SIZES.oWin)[which] - 1}"
+    with pytest.raises(IndexError) as error:
+        function(*arrays.values())
+    message = str(error.value)
+    assert f"{signature.op}: {name}[{position}] = {value} is out of range" in message
+    assert f"[{-blocks}, {blocks})" in message
+    assert o.get_value().tobytes() == before.tobytes()
+
+
+GATHER = """
+import sys
+import numpy as np, pytensor, pytensor.tensor as pt
+from blocksparse_ops import sparse_block_dot
+mode, value = sys.argv[1], int(sys.argv[2])
+W, h, b = pt.tensor4(), pt.tensor3(), pt.matrix()
+inputIdx, outputIdx = pt.lmatrices(2)
+out = sparse_block_dot(W, h, inputIdx, b, outputIdx)
+arrays = [np.ones(s, pytensor.config.floatX) for s in [(2, 4, 3, 3), (5, 1, 3), (4, 3)]]
+index = np.zeros((5, 2), "int64")
+index[-1, -1] = value
+for result in (out, pt.grad(out.sum(), b)):
+    function = pytensor.function([W, h, b, inputIdx, outputIdx], result, mode=mode,
+                                 on_unused_input="ignore")
+    try:
+        function(*arrays, np.zeros((5, 1), "int64"), index)
+    except IndexError as error:
+        print(str(error).splitlines()[0])
+"""
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("value", [4, -5, 2**40])
+def test_index_of_the_gathered_bias(mode, value):
+    """PyTensor's own gather would crash the process, or return a value, in some mode."""
+    run = subprocess.run(
+        [sys.executable, "-c", GATHER, mode, str(value)], capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    named = f"sparse_block_dot: outputIdx[4, 1] = {value} is out of range: W.shape[1] = 4, "
+    lines = run.stdout.splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith(named) for line in lines)
+
+
+def lengthen(arrays, position, signature):
+    """The arrays with the axis at a position of the signature one longer, and its name."""
+    name, axis, _ = signature.places[position]
+    arrays = dict(arrays)
+    arrays[name] = np.concatenate([arrays[name], np.take(arrays[name], [0], axis)], axis)
+    return arrays, f"{name}.shape[{axis}]"
+
+
+DISAGREEMENTS = [
+    (problem, signature, one, other)
+    for problem, signature in (("gemv", GEMV), ("outer", OUTER))
+    for one, other in signature.agreements
+]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("problem", "signature", "one", "other"), DISAGREEMENTS)
+def test_sizes_that_disagree(mode, problem, signature, one, other):
+    arrays = getattr(Draw(SIZES, 0, "float32"), problem)()
+    wrong, name = lengthen(arrays, other, signature)
+    with pytest.raises(ValueError, match="must be equal") as error:
+        compiled(mode, problem, CONTIGUOUS, "float32")(*wrong.values())
+    owner, axis, _ = signature.places[one]
+    size = arrays[owner].shape[axis]
+    assert f"{owner}.shape[{axis}] = {size} but {name} = {size + 1}" in str(error.value)
+    # With the shapes known, the graph is not even built.
+    with pytest.raises(ValueError, match="must be equal") as error:
+        PROBLEMS[problem][0](*wrong.values())
+    assert name in str(error.value)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_batch_of_one_is_not_stretched(mode):
+    arrays = Draw(SIZES, 0, "float32").gemv()
+    arrays["h"] = arrays["h"][:1]
+    with pytest.raises(ValueError, match=r"o\.shape\[0\] = 7 but h\.shape\[0\] = 1"):
+        compiled(mode, "gemv", CONTIGUOUS, "float32")(*arrays.values())
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_bias_with_other_blocks_than_the_weights(mode):
+    arrays = Draw(SIZES, 0, "float32").dot()
+    arrays["b"] = np.concatenate([arrays["b"]] * 2)
+    with pytest.raises(ValueError, match=r"W\.shape\[1\] = 4 but b\.shape\[0\] = 8"):
+        compiled(mode, "dot", CONTIGUOUS, "float32")(*arrays.values())
+    with pytest.raises(ValueError, match=r"W\.shape\[1\] = 4 but b\.shape\[0\] = 8"):
+        sparse_block_dot(*arrays.values())
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_more_triples_than_64_bits_count(mode):
+    """The arrays hold nothing, or one element again and again, so they take no memory."""
+    batch, iWin, oWin = 2**30, 2**30, 2**4
+    index = np.zeros((1, 1), "int8")
+    arrays = {
+        "o": np.empty((batch, oWin, 0), "float32"),
+        "W": np.empty((1, 1, 0, 0), "float32"),
+        "h": np.empty((batch, iWin, 0), "float32"),
+        "inputIdx": np.broadcast_to(index, (batch, iWin)),
+        "outputIdx": np.broadcast_to(index, (batch, oWin)),
+    }
+    inputs = symbols(arrays).values()
+    function = pytensor.function(list(inputs), sparse_block_gemv(*inputs), mode=mode)
+    with pytest.raises(OverflowError, match="use a smaller batch"):
+        function(*arrays.values())
+
+
+def test_no_block_to_name():
+    arrays = Draw(Sizes(1, 1, 2, 2, 1, 1, 1), 0, "float32").gemv()
+    arrays["W"] = np.zeros((1, 0, 2, 2), "float32")
+    for mode in ("FAST_COMPILE", "NUMBA"):
+        with pytest.raises(IndexError, match=r"outputIdx\[0, 0\] = .*W\.shape\[1\] = 0"):
+            compiled(mode, "gemv", CONTIGUOUS, "float32")(*arrays.values())
+
+
+@pytest.mark.parametrize("dtype", ["bool", "float32", "complex64"])
+@pytest.mark.parametrize(
+    ("build", "problem", "name"),
+    [
+        (sparse_block_gemv, "gemv", "inputIdx"),
+        (sparse_block_gemv, "gemv", "outputIdx"),
+        (sparse_block_outer, "outer", "xIdx"),
+        (sparse_block_outer, "outer", "yIdx"),
+        (sparse_block_dot, "dot", "inputIdx"),
+        (sparse_block_dot, "dot", "outputIdx"),
+    ],
+)
+def test_indices_that_are_no_integers(build, problem, name, dtype):
+    arrays = getattr(Draw(SIZES, 0, "float32"), problem)()
+    arrays[name] = arrays[name].astype(dtype)
+    with pytest.raises(TypeError, match=rf"{name} has dtype {dtype}; .* must be integers.*astype"):
+        build(*arrays.values())
+
+
+@pytest.mark.parametrize(
+    ("build", "problem"),
+    [(sparse_block_gemv, "gemv"), (sparse_block_outer, "outer"), (sparse_block_dot, "dot")],
+)
+def test_wrong_number_of_dimensions(build, problem):
+    arrays = getattr(Draw(SIZES, 0, "float32"), problem)()
+    for name, array in arrays.items():
+        wrong = {**arrays, name: np.zeros((1,) * 5, array.dtype)}
+        with pytest.raises(TypeError, match=f"{name} has 5 dimensions; expected {array.ndim}"):
+            build(*wrong.values())
+
+
+def test_two_dimensional_weights():
+    arrays = Draw(SIZES, 0, "float32").dot()
+    arrays["W"] = arrays["W"][0, 0]
+    with pytest.raises(TypeError, match=r"W has 2 .* \(iBlocks, oBlocks, iSize, oSize\)"):
+        sparse_block_dot(*arrays.values())
+
+
+def test_one_example_takes_one_dimensional_indices():
+    arrays = Draw(SIZES, 0, "float32").dot()
+    arrays["h"] = arrays["h"][0]
+    with pytest.raises(TypeError, match="inputIdx has 2 dimensions, but a 2-D h is one example"):
+        sparse_block_dot(*arrays.values())
+
+
+@pytest.mark.parametrize(
+    ("op", "problem", "name"), [(SparseBlockGemv, "gemv", "h"), (SparseBlockOuter, "outer", "y")]
+)
+def test_in_place_that_would_need_a_cast(op, problem, name):
+    arrays = getattr(Draw(SIZES, 0, "float32"), problem)()
+    arrays[name] = arrays[name].astype("float64")
+    assert op()(*arrays.values()).dtype == "float64"
+    with pytest.raises(TypeError, match=r"o has dtype float32 .* float64: .*in place.*Cast"):
+        op(inplace=True)(*arrays.values())
+
+
+def test_sparse_arguments_are_refused():
+    arrays = Draw(SIZES, 0, "float32").gemv()
+    x = pytensor.sparse.csr_matrix("x")
+    with pytest.raises(TypeError, match=r"h is a .*; expected a dense tensor"):
+        sparse_block_gemv(*{**arrays, "h": x}.values())
+
+
+def test_a_complex_scale_of_real_blocks():
+    arrays = Draw(SIZES, 0, "float32").outer()
+    arrays["alpha"] = np.complex64(1j)
+    with pytest.raises(TypeError, match="complex"):
+        sparse_block_outer(*arrays.values())
+
+
+@pytest.mark.parametrize(
+    ("folding", "value"), list(product([True, False], [4, -5])), ids=lambda x: str(x)
+)
+def test_a_constant_index_is_told_when_it_runs(folding, value, capsys):
+    """Not in the midst of rewriting, where PyTensor would print it as a failure of its own."""
+    arrays = Draw(SIZES, 0, "float32").dot()
+    arrays["outputIdx"][-1, -1] = value
+    values = symbols(arrays)
+    if folding:
+        values["b"] = pt.tensor("b", dtype="float32", shape=(SIZES.oBlocks, SIZES.oSize))
+        values["W"] = pt.tensor("W", dtype="float32", shape=arrays["W"].shape)
+    values["outputIdx"] = arrays["outputIdx"]
+    inputs = [values[name] for name in ("W", "h", "inputIdx", "b")]
+    function = pytensor.function(inputs, sparse_block_dot(*values.values()))
+    with pytest.raises(IndexError, match="sparse_block_dot: outputIdx"):
+        function(*(arrays[name] for name in ("W", "h", "inputIdx", "b")))
+    assert "Rewrite failure" not in capsys.readouterr().err

@@ -1,0 +1,313 @@
+"""How the ops behave as nodes of a graph: shapes, equality, pickles, vectorisation, memory."""
+
+import copy
+import pickle
+
+import numpy as np
+import oracle
+import pytensor
+import pytensor.tensor as pt
+import pytest
+from cases import MODES, Draw, Sizes, needs_compiler, symbols
+from pytensor.graph.replace import vectorize_graph
+from pytensor.tensor.blockwise import Blockwise
+
+import blocksparse_ops
+from blocksparse_ops import (
+    SparseBlockGemv,
+    SparseBlockOuter,
+    sparse_block_dot,
+    sparse_block_gemv,
+    sparse_block_gemv_inplace,
+    sparse_block_outer,
+    sparse_block_outer_inplace,
+)
+from blocksparse_ops.index import CheckBlockIndex
+from blocksparse_ops.zeros import BlockZeros
+
+SIZES = Sizes(iBlocks=3, oBlocks=4, iSize=5, oSize=6, iWin=2, oWin=3, batch=7)
+
+OPS = [
+    sparse_block_gemv,
+    sparse_block_gemv_inplace,
+    sparse_block_outer,
+    sparse_block_outer_inplace,
+    CheckBlockIndex("dot", "outputIdx", ("W.shape[1]",)),
+]
+
+
+def ops_in(function):
+    return [node.op for node in function.maker.fgraph.toposort()]
+
+
+def count(function, *types):
+    return sum(isinstance(op, types) for op in ops_in(function))
+
+
+def known(array, letters, unknown):
+    """A variable with the shape of `array`, but for the letters that are unknown."""
+    shape = [None if c in unknown else n for c, n in zip(letters, array.shape, strict=True)]
+    return pt.tensor(dtype=array.dtype, shape=shape)
+
+
+@pytest.mark.parametrize("op", OPS, ids=str)
+def test_equal_by_props_and_built_from_them(op):
+    twin = type(op)(**{name: getattr(op, name) for name in op.__props__})
+    for other in (twin, pickle.loads(pickle.dumps(op)), copy.copy(op), copy.deepcopy(op)):
+        assert other == op
+        assert hash(other) == hash(op)
+        assert getattr(other, "destroy_map", {}) == getattr(op, "destroy_map", {})
+        assert getattr(other, "view_map", {}) == getattr(op, "view_map", {})
+    assert sum(op == other for other in OPS) == 1
+
+
+def test_in_place_twins_declare_what_they_destroy():
+    for op in (SparseBlockGemv, SparseBlockOuter):
+        assert op(inplace=True).destroy_map == {0: [0]}
+        assert op().destroy_map == {}
+
+
+@pytest.mark.parametrize(
+    ("build", "draw"), [(sparse_block_gemv, Draw.gemv), (sparse_block_outer, Draw.outer)]
+)
+def test_static_shape_is_merged_from_all_inputs(build, draw):
+    arrays = draw(Draw(SIZES, 0, "float64"))
+    signature = build.signature
+    result = signature.names[0]
+    expected = arrays[result].shape
+    for name in signature.names[1:]:
+        shared = set(signature.axes[name]) & set(signature.axes[result])
+        inputs = [
+            known(array, signature.axes[k], "" if k == name else "bijvwpq")
+            for k, array in arrays.items()
+        ]
+        assert build(*inputs).type.shape == tuple(
+            size if letter in shared else None
+            for letter, size in zip(signature.axes[result], expected, strict=True)
+        )
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("build", "draw"),
+    [
+        (sparse_block_gemv, Draw.gemv),
+        (sparse_block_outer, Draw.outer),
+        (sparse_block_dot, Draw.dot),
+    ],
+)
+def test_shape_compiles_without_the_op(mode, build, draw):
+    arrays = draw(Draw(SIZES, 0, "float64"))
+    inputs = symbols(arrays)
+    out = build(*inputs.values())
+    function = pytensor.function(
+        list(inputs.values()), out.shape, mode=mode, on_unused_input="ignore"
+    )
+    if mode != "FAST_COMPILE":
+        assert count(function, SparseBlockGemv, SparseBlockOuter) == 0
+    np.testing.assert_array_equal(function(*arrays.values()), build(*arrays.values()).eval().shape)
+
+
+@pytest.mark.parametrize("as_tensor", [np.asarray, lambda x: np.asarray(x).tolist()])
+def test_dot_takes_whatever_becomes_a_tensor(as_tensor):
+    arrays = Draw(SIZES, 0, "float64").dot()
+    actual = sparse_block_dot(**{k: as_tensor(a) for k, a in arrays.items()}).eval()
+    oracle.assert_within_bound(actual, oracle.dot(**arrays))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_dot_without_bias(mode):
+    arrays = Draw(SIZES, 0, "float32").dot()
+    inputs = symbols(arrays)
+    b = inputs.pop("b")
+    function = pytensor.function(
+        list(inputs.values()), sparse_block_dot(b=None, **inputs), mode=mode
+    )
+    zeros = np.zeros_like(arrays.pop("b"))
+    actual = function(*arrays.values())
+    assert actual.dtype == b.dtype
+    oracle.assert_within_bound(actual, oracle.dot(b=zeros, **arrays))
+
+
+def test_dot_of_one_example():
+    arrays = Draw(SIZES, 0, "float64").dot()
+    one = {k: a[0] if k in ("h", "inputIdx", "outputIdx") else a for k, a in arrays.items()}
+    actual = sparse_block_dot(**one).eval()
+    assert actual.shape == (1, SIZES.oWin, SIZES.oSize)
+    np.testing.assert_allclose(actual[0], sparse_block_dot(**arrays).eval()[0], rtol=1e-12)
+
+
+def test_dtypes_are_upcast_as_those_of_a_dot():
+    for W, h in (("float32", "float64"), ("int8", "float32"), ("int64", "float32")):
+        arrays = Draw(SIZES, 0, "float32").gemv()
+        arrays["o"], arrays["W"] = arrays["o"].astype("int8"), arrays["W"].astype(W)
+        arrays["h"] = arrays["h"].astype(h)
+        plain = pt.dot(pt.matrix(dtype=W), pt.matrix(dtype=h))
+        assert sparse_block_gemv(**arrays).dtype == plain.dtype
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_constant_index_is_checked_once(mode):
+    """When shapes are known, the check is folded away with the constant that it checks."""
+    arrays = Draw(SIZES, 0, "float64").dot()
+    inputs = {k: pt.tensor(k, dtype=a.dtype, shape=a.shape) for k, a in arrays.items()}
+    index = inputs.pop("outputIdx")
+    out = sparse_block_dot(outputIdx=arrays["outputIdx"], **inputs)
+    function = pytensor.function(list(inputs.values()), out, mode=mode)
+    assert index.dtype == "int64"
+    assert count(function, CheckBlockIndex) == 0
+
+
+@pytest.mark.parametrize("iBlocks", [1, 3])
+@pytest.mark.parametrize("mode", MODES)
+def test_zeros_of_a_gradient_stay_an_allocation(mode, iBlocks):
+    """Even with all shapes known; as a constant they would be kept, and copied at each call."""
+    arrays = Draw(Sizes(iBlocks, 4, 5, 6, 1, 3, 7), 0, "float64").dot()
+    inputs = {k: pt.tensor(k, dtype=a.dtype, shape=a.shape) for k, a in arrays.items()}
+    gradient = pt.grad((sparse_block_dot(**inputs) ** 2).sum(), inputs["W"])
+    function = pytensor.function(list(inputs.values()), gradient, mode=mode)
+    assert count(function, BlockZeros) > 0
+    constants = [
+        v for v in function.maker.fgraph.variables if isinstance(v, pytensor.graph.Constant)
+    ]
+    assert all(v.data.size < arrays["W"].size for v in constants if hasattr(v.data, "size"))
+    if mode != "FAST_COMPILE":
+        (outer,) = [op for op in ops_in(function) if isinstance(op, SparseBlockOuter)]
+        assert outer.inplace
+
+
+BATCHED = [
+    ("h",),
+    ("o",),
+    ("inputIdx", "outputIdx"),
+    ("o", "h"),
+    ("h", "outputIdx"),
+    ("o", "h", "inputIdx", "outputIdx"),
+]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("names", BATCHED, ids="-".join)
+def test_vectorize_gemv_folds_into_its_batch(mode, names):
+    check_vectorized(mode, sparse_block_gemv, "gemv", names, (2, 3))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("names", [("W",), ("W", "h")], ids="-".join)
+def test_vectorize_gemv_over_weights(mode, names):
+    check_vectorized(mode, sparse_block_gemv, "gemv", names, (2,), in_blockwise=True)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("names", [("o",), ("x", "yIdx"), ("alpha",)], ids="-".join)
+def test_vectorize_outer(mode, names):
+    check_vectorized(mode, sparse_block_outer, "outer", names, (2,), in_blockwise=True)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("names", [("h",), ("h", "inputIdx", "outputIdx")], ids="-".join)
+def test_vectorize_dot(mode, names):
+    check_vectorized(mode, sparse_block_dot, "dot", names, (2,))
+
+
+def check_vectorized(mode, build, problem, names, new_shape, in_blockwise=False):
+    """Compare one vectorised call with a call for each new batch item."""
+    draws = [getattr(Draw(SIZES, seed, "float64"), problem)() for seed in range(np.prod(new_shape))]
+    arrays = draws[0]
+    inputs = symbols(arrays)
+    out = build(*inputs.values())
+    batched = dict(inputs)
+    values = dict(arrays)
+    for name in names:
+        stacked = np.stack([draw[name] for draw in draws])
+        values[name] = stacked.reshape(*new_shape, *arrays[name].shape)
+        batched[name] = pt.tensor(name, dtype=stacked.dtype, shape=(None,) * values[name].ndim)
+    replaced = {inputs[name]: batched[name] for name in names}
+    vectorized = vectorize_graph(out, replaced)
+    function = pytensor.function(list(batched.values()), vectorized, mode=mode)
+    cores = [
+        v.owner.op.core_op
+        for v in pytensor.graph.ancestors([vectorized])
+        if v.owner and isinstance(v.owner.op, Blockwise)
+    ]
+    assert any(isinstance(op, SparseBlockGemv | SparseBlockOuter) for op in cores) == in_blockwise
+    actual = function(*values.values())
+    single = pytensor.function(list(inputs.values()), out, mode="FAST_COMPILE")
+    for k, position in enumerate(np.ndindex(*new_shape)):
+        item = {name: draws[k][name] if name in names else arrays[name] for name in arrays}
+        np.testing.assert_allclose(actual[position], single(*item.values()), rtol=1e-12)
+
+
+def test_vectorize_gemv_with_nothing_in_it():
+    sizes = Sizes(1, 1, 0, 0, 0, 0, 0)
+    arrays = Draw(sizes, 0, "float64").gemv()
+    h = pt.tensor("h", shape=(0, 0, 0), dtype="float64")
+    out = sparse_block_gemv(**{**arrays, "h": h})
+    batched = pt.tensor4("h", dtype="float64")
+    value = vectorize_graph(out, {h: batched}).eval({batched: np.zeros((4, 0, 0, 0))})
+    assert value.shape == (4, 0, 0, 0)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_functions_pickle_and_copy(mode):
+    arrays = Draw(SIZES, 0, "float64").gemv()
+    inputs = symbols(arrays)
+    function = pytensor.function(
+        list(inputs.values()), sparse_block_gemv(*inputs.values()), mode=mode
+    )
+    expected = function(*arrays.values())
+    for twin in (pickle.loads(pickle.dumps(function)), copy.copy(function), function.copy()):
+        np.testing.assert_array_equal(twin(*arrays.values()), expected)
+
+
+def test_graphs_pickle_and_clone():
+    arrays = Draw(SIZES, 0, "float64").dot()
+    inputs = symbols(arrays)
+    fgraph = pytensor.graph.FunctionGraph(
+        list(inputs.values()), [sparse_block_dot(**inputs)], clone=True
+    )
+    for twin in (pickle.loads(pickle.dumps(fgraph)), fgraph.clone(), copy.deepcopy(fgraph)):
+        assert pytensor.graph.basic.equal_computations(
+            twin.outputs, fgraph.outputs, twin.inputs, fgraph.inputs
+        )
+
+
+@pytest.mark.parametrize("problem", ["gemv", "outer"])
+@needs_compiler
+def test_debug_mode(problem):
+    """PyTensor runs C against Python, strides of all kinds, and looks for what is destroyed."""
+    arrays = getattr(Draw(SIZES, 0, "float64"), problem)()
+    inputs = symbols(arrays)
+    build = {"gemv": sparse_block_gemv, "outer": sparse_block_outer}[problem]
+    out = build(*inputs.values())
+    o = pytensor.shared(arrays["o"])
+    function = pytensor.function(
+        list(inputs.values()),
+        [out, pt.grad((out**2).sum(), list(inputs.values())[1])],
+        updates={o: build(o, *list(inputs.values())[1:])},
+        mode="DEBUG_MODE",
+    )
+    function(*arrays.values())
+    function(*arrays.values())
+
+
+def test_flops_are_told_to_the_profiler():
+    shapes = [a.shape for a in Draw(SIZES, 0, "float64").gemv().values()]
+    products = SIZES.batch * SIZES.iWin * SIZES.oWin * SIZES.iSize * SIZES.oSize
+    assert sparse_block_gemv.flops(shapes, [shapes[0]]) == 2 * products
+    shapes = [np.shape(a) for a in Draw(SIZES, 0, "float64").outer().values()]
+    assert sparse_block_outer.flops(shapes, [shapes[0]]) == 2 * products
+
+
+def test_public_names():
+    assert sorted(blocksparse_ops.__all__) == [
+        "SparseBlockGemv",
+        "SparseBlockOuter",
+        "sparse_block_dot",
+        "sparse_block_gemv",
+        "sparse_block_gemv_inplace",
+        "sparse_block_outer",
+        "sparse_block_outer_inplace",
+    ]
+    assert sparse_block_gemv == SparseBlockGemv()
+    assert sparse_block_outer_inplace == SparseBlockOuter(inplace=True)

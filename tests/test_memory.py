@@ -1,0 +1,68 @@
+"""Weights are never copied whole, nor embedded in compiled code."""
+
+import json
+import resource
+import subprocess
+import sys
+
+import numpy as np
+import pytensor
+import pytensor.tensor as pt
+import pytest
+from cases import needs_compiler
+
+from blocksparse_ops import sparse_block_dot
+
+MODES = ["NUMBA", pytest.param("CVM", marks=needs_compiler)]
+
+MIB = 2**20
+
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def growth(mode, mebibytes, static):
+    """How much the peak of this process grows by compiling and by calling, in bytes."""
+    size = 16
+    blocks = mebibytes * MIB // (4 * size * size)
+    # Zeros that nobody writes take no memory, but a copy of them does.
+    W = np.zeros((1, blocks, size, size), "float32")
+    shape = W.shape if static else (None,) * 4
+    W = pytensor.shared(W, "W", borrow=True, shape=shape)
+    h, b = pt.tensor3("h", dtype="float32"), pt.matrix("b", dtype="float32")
+    inputIdx, outputIdx = pt.lmatrices("inputIdx", "outputIdx")
+    values = (
+        np.ones((8, 1, size), "float32"),
+        np.ones((blocks, size), "float32"),
+        np.zeros((8, 1), "int64"),
+        np.arange(8).reshape(8, 1),
+    )
+    before = peak()
+    out = sparse_block_dot(W, h, inputIdx, b, outputIdx)
+    inputs = [h, b, inputIdx, outputIdx]
+    function = pytensor.function(inputs, [out, pt.grad((out**2).sum(), h)], mode=mode)
+    function(*values)
+    compiled = peak() - before
+    for _ in range(3):
+        function(*values)
+    return compiled, peak() - before
+
+
+if __name__ == "__main__":
+    mode, mebibytes, static = sys.argv[1:]
+    sys.stdout.write(json.dumps(growth(mode, int(mebibytes), static == "static")))
+
+
+@pytest.mark.parametrize("static", ["static", "dynamic"])
+@pytest.mark.parametrize("mode", MODES)
+def test_large_weights_are_not_copied(mode, static):
+    """1 GiB of shared weights adds less than 100 MiB to what 1 MiB takes."""
+
+    def in_a_fresh_process(mebibytes):
+        command = [sys.executable, __file__, mode, str(mebibytes), static]
+        run = subprocess.run(command, capture_output=True, text=True, check=True)
+        return np.array(json.loads(run.stdout))
+
+    small, large = in_a_fresh_process(1), in_a_fresh_process(1024)
+    assert ((large - small) / MIB < 100).all()

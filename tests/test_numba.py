@@ -1,0 +1,171 @@
+"""The Numba dispatch is there whenever PyTensor asks for it, and never before."""
+
+import pickle
+import shutil
+import subprocess
+import sys
+import warnings
+from importlib import resources
+
+import numpy as np
+import oracle
+import pytensor
+import pytensor.tensor as pt
+import pytest
+from cases import Draw, Sizes, symbols
+from pytensor.compile.builders import OpFromGraph
+from pytensor.compile.mode import Mode, get_default_mode
+from pytensor.graph.replace import vectorize_graph
+
+from blocksparse_ops import sparse_block_dot
+from blocksparse_ops.kernels.numba import version
+
+SIZES = Sizes(iBlocks=3, oBlocks=4, iSize=5, oSize=6, iWin=2, oWin=3, batch=7)
+
+
+def plain(arrays):
+    inputs = symbols(arrays)
+    return list(inputs.values()), sparse_block_dot(**inputs).sum()
+
+
+def in_scan(arrays):
+    """The mean of two equal steps."""
+    inputs = list(symbols(arrays).values())
+    total = pytensor.scan(
+        lambda total, *args: total + sparse_block_dot(*args).sum() / 2,
+        outputs_info=[pt.constant(0.0, dtype="float64")],
+        non_sequences=inputs,
+        n_steps=2,
+        return_updates=False,
+    )
+    return inputs, total[-1]
+
+
+def in_op_from_graph(arrays):
+    inside, out = plain(arrays)
+    outside = list(symbols(arrays).values())
+    return outside, OpFromGraph(inside, [out])(*outside)
+
+
+def in_blockwise(arrays):
+    """Vectorised over two equal weights."""
+    inputs = symbols(arrays)
+    out = vectorize_graph(
+        sparse_block_dot(**inputs), {inputs["W"]: pt.stack([inputs["W"], inputs["W"]])}
+    )
+    return list(inputs.values()), out.sum() / 2
+
+
+def in_gradients_only(arrays):
+    """<W, gradient in W> + <b, gradient in b> is the sum itself."""
+    inputs = symbols(arrays)
+    wrt = [inputs["W"], inputs["b"]]
+    gradients = pt.grad(sparse_block_dot(**inputs).sum(), wrt)
+    total = sum((v * g).sum() for v, g in zip(wrt, gradients, strict=True))
+    return list(inputs.values()), total
+
+
+PLACES = {
+    f.__name__: f for f in (plain, in_scan, in_op_from_graph, in_blockwise, in_gradients_only)
+}
+
+MODES = {
+    "default": get_default_mode,
+    "excluding blocksparse": lambda: get_default_mode().excluding("blocksparse"),
+    "no optimizer": lambda: Mode("numba", optimizer=None),
+}
+
+
+def compile_and_check(place, mode):
+    """What a fresh process does."""
+    arrays = Draw(SIZES, 0, "float64").dot()
+    inputs, total = PLACES[place](arrays)
+    function = pytensor.function(inputs, total, mode=MODES[mode](), on_unused_input="ignore")
+    check(function)
+    return function
+
+
+def check(function):
+    assert type(function.maker.linker).__name__ == "NumbaLinker"
+    arrays = Draw(SIZES, 0, "float64").dot()
+    expected = oracle.dot(**arrays)[0].sum()
+    np.testing.assert_allclose(function(*arrays.values()), float(expected), rtol=1e-10)
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("error", UserWarning)
+    place, mode, path = sys.argv[1:]
+    if mode == "unpickled":
+        with open(path, "rb") as file:
+            check(pickle.load(file))
+    else:
+        compile_and_check(place, mode)
+
+
+def in_a_fresh_process(*arguments):
+    run = subprocess.run([sys.executable, __file__, *arguments], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_no_object_mode_wherever_the_op_stands(place):
+    in_a_fresh_process(place, "default", "")
+
+
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "default"])
+def test_no_object_mode_whatever_is_excluded(mode):
+    in_a_fresh_process("plain", mode, "")
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_function_unpickled_in_a_fresh_process(place, tmp_path):
+    path = tmp_path / "function.pickle"
+    path.write_bytes(pickle.dumps(compile_and_check(place, "default")))
+    in_a_fresh_process(place, "unpickled", str(path))
+
+
+TIMED = """
+import time, numpy as np, pytensor, pytensor.tensor as pt
+from numba.core.dispatcher import Dispatcher
+from blocksparse_ops import sparse_block_gemv
+compiled = []
+original = Dispatcher.compile
+def compile(self, sig):
+    compiled.append(self.py_func.__name__)
+    return original(self, sig)
+Dispatcher.compile = compile
+arrays = [np.ones((2, 3, 4)), np.ones((5, 6, 7, 4)), np.ones((2, 1, 7)),
+          np.zeros((2, 1), "int64"), np.zeros((2, 3), "int64")]
+inputs = [pt.tensor(dtype=a.dtype, shape=(None,) * a.ndim) for a in arrays]
+function = pytensor.function(inputs, sparse_block_gemv(*inputs), mode="NUMBA")
+function(*arrays)
+print("check_index" in compiled)
+"""
+
+
+def test_the_second_process_finds_the_kernels_on_disk(tmp_path):
+    """Seen by which functions a process compiles: none of ours, once they lie on the disk."""
+    environment = {"PYTENSOR_FLAGS": f"base_compiledir={tmp_path}", "PATH": "/usr/bin:/bin"}
+    seen = [
+        subprocess.run(
+            [sys.executable, "-c", TIMED],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+        for _ in range(2)
+    ]
+    assert seen == ["True", "False"]
+
+
+def test_cache_version_follows_the_sources(tmp_path, monkeypatch):
+    """A change of one byte in one kernel is another version."""
+    source = resources.files("blocksparse_ops")
+    copy = tmp_path / "blocksparse_ops"
+    shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr("blocksparse_ops.kernels.numba.files", lambda package: copy)
+    assert version.__wrapped__() == version()
+    kernel = copy / "kernels" / "numba" / "tile.py"
+    kernel.write_text(kernel.read_text() + "\n")
+    assert version.__wrapped__() != version()

@@ -1,0 +1,42 @@
+"""What is installed, and what importing it costs."""
+
+import subprocess
+import sys
+from importlib import metadata, resources
+
+import pytest
+
+import blocksparse_ops
+
+
+def test_version_stands_in_one_place():
+    assert metadata.version("blocksparse_ops") == blocksparse_ops.__version__
+
+
+@pytest.mark.parametrize(
+    "path", ["py.typed", "kernels/c/gemv.hpp", "kernels/numba/gemv.py", "link/numba.py"]
+)
+def test_files_are_installed(path):
+    assert resources.files("blocksparse_ops").joinpath(path).is_file()
+
+
+def test_rewrites_are_a_part_of_the_package():
+    assert blocksparse_ops.rewrites.__name__ == "blocksparse_ops.rewrites"
+
+
+@pytest.mark.parametrize("module", ["blocksparse_ops", "blocksparse_ops.rewrites"])
+def test_importing_loads_no_backend(module):
+    code = f"import sys, {module}; print({{'numba', 'jax', 'torch', 'mlx'}} & set(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "set()"
+
+
+def test_importing_twice_is_harmless():
+    """As a notebook's reload does."""
+    code = (
+        "import importlib, blocksparse_ops as ops, blocksparse_ops.link.lazy as lazy\n"
+        "import blocksparse_ops.rewrites.inplace as inplace\n"
+        "for module in (inplace, lazy, ops.rewrites, ops): importlib.reload(module)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr

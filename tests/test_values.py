@@ -1,0 +1,179 @@
+"""Random problems against the oracle, the same for every backend."""
+
+from functools import cache
+
+import numpy as np
+import oracle
+import pytensor
+import pytensor.tensor as pt
+import pytest
+from cases import COMPILED_LAYOUTS, Draw, Sizes, needs_compiler, sizes
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from blocksparse_ops import sparse_block_dot, sparse_block_gemv, sparse_block_outer
+
+many = settings(max_examples=70, deadline=None)
+seeds = st.integers(0, 2**32 - 1)
+CONTIGUOUS = COMPILED_LAYOUTS[0]
+
+
+def gemv_transposed(o, W, h, inputIdx, outputIdx):
+    """gemv with a view of the weights, as the gradient in h has it."""
+    return sparse_block_gemv(o, W.transpose(1, 0, 3, 2), h, inputIdx, outputIdx)
+
+
+def transpose_weights(o, W, h, inputIdx, outputIdx):
+    return [o, W.transpose(1, 0, 3, 2), h, inputIdx, outputIdx]
+
+
+# The graph, the arrays that it takes, how they enter it, and what it must compute.
+PROBLEMS = {
+    "gemv": (sparse_block_gemv, Draw.gemv, lambda *arrays: arrays, oracle.gemv),
+    "gemv_transposed": (gemv_transposed, Draw.gemv, transpose_weights, oracle.gemv),
+    "dot": (sparse_block_dot, Draw.dot, lambda *arrays: arrays, oracle.dot),
+    "outer": (sparse_block_outer, Draw.outer, lambda *arrays: arrays, oracle.outer),
+}
+
+
+@cache
+def compiled(mode, problem, layout, dtype, destroy_first=False):
+    """A function of contiguous buffers; the op sees views of them that lie as `layout` says."""
+    build, draw, enter, _ = PROBLEMS[problem]
+    arrays = draw(Draw(Sizes(1, 1, 1, 1, 1, 1, 1), 0, dtype, layout.index_dtypes)).values()
+    buffers = [pt.tensor(dtype=a.dtype, shape=(None,) * a.ndim) for a in enter(*arrays)]
+    result = build(*layout.views(buffers))
+    if destroy_first:
+        buffers[0] = pytensor.In(buffers[0], mutable=True)
+        result = pytensor.Out(result, borrow=True)
+    return pytensor.function(buffers, result, mode=mode)
+
+
+class Values:
+    """What every backend must compute. The class of a backend names its mode."""
+
+    mode: str
+
+    @pytest.mark.parametrize("dtype", ["float32", "float64"])
+    @pytest.mark.parametrize("layout", COMPILED_LAYOUTS, ids=str)
+    @pytest.mark.parametrize("problem", PROBLEMS)
+    @many
+    @given(sizes=sizes, seed=seeds)
+    def test_random_problems(self, problem, layout, dtype, sizes, seed):
+        _, draw, enter, expect = PROBLEMS[problem]
+        function = compiled(self.mode, problem, layout, dtype)
+        for integers, agree in ((False, oracle.assert_within_bound), (True, oracle.assert_exact)):
+            arrays = draw(Draw(sizes, seed, dtype, layout.index_dtypes, integers)).values()
+            actual = function(*layout.buffers(enter(*arrays)))
+            assert actual.dtype == dtype
+            agree(actual, expect(*arrays))
+
+    @pytest.mark.parametrize("dtype", ["float32", "float64"])
+    @pytest.mark.parametrize("problem", ["gemv", "outer"])
+    @settings(max_examples=30, deadline=None)
+    @given(sizes=sizes, seed=seeds)
+    def test_in_place(self, problem, dtype, sizes, seed):
+        """The result is the first argument's memory, and has the bits of the op that copies."""
+        arrays = list(PROBLEMS[problem][1](Draw(sizes, seed, dtype)).values())
+        copied = compiled(self.mode, problem, CONTIGUOUS, dtype)(*arrays)
+        destroyed = compiled(self.mode, problem, CONTIGUOUS, dtype, True)(*arrays)
+        np.testing.assert_array_equal(destroyed, copied)
+        if self.mode != "FAST_COMPILE" and copied.size:
+            assert np.shares_memory(destroyed, arrays[0])
+
+    @pytest.mark.parametrize("problem", ["gemv", "outer"])
+    @settings(max_examples=30, deadline=None)
+    @given(sizes=sizes, seed=seeds)
+    def test_same_bits_every_time(self, problem, sizes, seed):
+        arrays = PROBLEMS[problem][1](Draw(sizes, seed, "float32")).values()
+        function = compiled(self.mode, problem, CONTIGUOUS, "float32")
+        np.testing.assert_array_equal(function(*arrays), function(*arrays))
+
+    @pytest.mark.parametrize("dtype", ["int8", "uint16", "int64", "complex64", "complex128"])
+    @pytest.mark.parametrize("problem", PROBLEMS)
+    def test_other_dtypes(self, problem, dtype):
+        self.check_other_dtype(problem, dtype)
+
+    def check_other_dtype(self, problem, dtype):
+        _, draw, enter, expect = PROBLEMS[problem]
+        arrays = draw(Draw(Sizes(3, 2, 5, 4, 2, 3, 4), 0, dtype)).values()
+        actual = compiled(self.mode, problem, CONTIGUOUS, dtype)(*enter(*arrays))
+        assert actual.dtype == dtype
+        oracle.assert_within_bound(actual, expect(*arrays))
+
+    def test_blocks_that_no_index_names_are_not_read(self):
+        draw = Draw(Sizes(4, 4, 8, 8, 2, 2, 3), 0, "float32")
+        arrays = draw.gemv()
+        arrays["inputIdx"] %= 2
+        arrays["outputIdx"] %= 2
+        arrays["W"][2:] = np.nan
+        arrays["W"][:, 2:] = np.nan
+        for problem in ("gemv", "gemv_transposed"):
+            enter = PROBLEMS[problem][2]
+            function = compiled(self.mode, problem, CONTIGUOUS, "float32")
+            assert np.isfinite(function(*CONTIGUOUS.buffers(enter(*arrays.values())))).all()
+
+    def test_blocks_that_no_index_names_are_not_written(self):
+        arrays = Draw(Sizes(4, 4, 8, 8, 2, 2, 3), 0, "float32").outer()
+        arrays["xIdx"] %= 2
+        arrays["yIdx"] %= 2
+        arrays["alpha"] = np.float32(np.nan)
+        actual = compiled(self.mode, "outer", CONTIGUOUS, "float32")(*arrays.values())
+        np.testing.assert_array_equal(actual[2:], arrays["o"][2:])
+        np.testing.assert_array_equal(actual[:2, 2:], arrays["o"][:2, 2:])
+        assert np.isnan(actual[:2, :2]).any()
+
+    @pytest.mark.parametrize("problem", PROBLEMS)
+    def test_read_only_inputs(self, problem):
+        _, draw, enter, expect = PROBLEMS[problem]
+        arrays = draw(Draw(Sizes(3, 2, 5, 4, 2, 3, 4), 0, "float64"))
+        for array in arrays.values():
+            array.flags.writeable = False
+        actual = compiled(self.mode, problem, CONTIGUOUS, "float64")(*enter(*arrays.values()))
+        oracle.assert_within_bound(actual, expect(*arrays.values()))
+
+    def test_a_destroyed_view_that_repeats_elements(self):
+        """In place on a broadcast row, each output element still gets its own sum."""
+        arrays = Draw(Sizes(3, 2, 5, 4, 2, 3, 4), 0, "float64").gemv()
+        row = pt.vector("row")
+        others = [
+            pt.tensor(name, dtype=a.dtype, shape=(None,) * a.ndim)
+            for name, a in list(arrays.items())[1:]
+        ]
+        result = sparse_block_gemv(pt.broadcast_to(row, (4, 3, 4)), *others)
+        function = pytensor.function([row, *others], result, mode=self.mode)
+        bias = arrays["o"][0, 0]
+        arrays["o"] = np.broadcast_to(bias, (4, 3, 4))
+        actual = function(bias, *list(arrays.values())[1:])
+        oracle.assert_within_bound(actual, oracle.gemv(*arrays.values()))
+
+    def test_output_survives_the_next_call(self):
+        function = compiled(self.mode, "gemv", CONTIGUOUS, "float64")
+        problems = [Draw(Sizes(3, 2, 5, 4, 2, 3, 4), seed, "float64").gemv() for seed in (0, 1)]
+        first = function(*problems[0].values())
+        kept = first.copy()
+        function(*problems[1].values())
+        np.testing.assert_array_equal(first, kept)
+
+
+class TestPython(Values):
+    mode = "FAST_COMPILE"
+
+    @pytest.mark.parametrize("dtype", ["bool", "float16"])
+    @pytest.mark.parametrize("problem", PROBLEMS)
+    def test_dtypes_of_perform_alone(self, problem, dtype):
+        self.check_other_dtype(problem, dtype)
+
+
+@needs_compiler
+class TestC(Values):
+    mode = "CVM"
+
+    @pytest.mark.parametrize("problem", PROBLEMS)
+    def test_dtypes_without_c_code(self, problem, recwarn):
+        self.check_other_dtype(problem, "float16")
+        assert not [w for w in recwarn if "SparseBlock" in str(w.message)]
+
+
+class TestNumba(Values):
+    mode = "NUMBA"
