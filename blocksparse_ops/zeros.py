@@ -1,7 +1,12 @@
 """Zeros that stay an allocation, so that what is added to them can be added in place."""
 
 import numpy as np
-from pytensor.tensor.basic import Alloc, constant
+from pytensor.graph.basic import Variable
+from pytensor.tensor.basic import (
+    Alloc,
+    constant,
+    get_underlying_scalar_constant_value,
+)
 
 
 class BlockZeros(Alloc):
@@ -28,3 +33,11 @@ def zeros(shape, dtype):
 def zeros_like(x):
     """Return zeros of the shape and dtype of `x` that are never folded into a constant."""
     return zeros((x.shape[axis] for axis in range(x.type.ndim)), x.dtype)
+
+
+def is_zeros(x):
+    """Whether a variable is known to hold nothing but zeros, from whatever it was built."""
+    value = get_underlying_scalar_constant_value(
+        x, only_process_constants=False, raise_not_constant=False
+    )
+    return not isinstance(value, Variable) and bool(value == 0)

@@ -1,0 +1,58 @@
+"""The product starts from the bias, and is written where the bias was gathered."""
+
+import pytensor.tensor.subtensor as subtensor
+from blocksparse_ops.rewrites.match import is_elementwise, like, register, sole_client
+from pytensor.graph.rewriting.basic import copy_stack_trace, node_rewriter
+from pytensor.scalar import Add
+from pytensor.tensor.math import add
+from pytensor.tensor.shape import Reshape
+
+from blocksparse_ops.gemv import SparseBlockGemv
+from blocksparse_ops.zeros import is_zeros
+
+# PyTensor 3.0 has a class of its own for a gather by a vector.
+GATHERS = tuple(
+    getattr(subtensor, name)
+    for name in ("AdvancedSubtensor", "AdvancedSubtensor1")
+    if isinstance(getattr(subtensor, name, None), type)
+)
+
+
+@node_rewriter([SparseBlockGemv])
+def local_sparse_block_gemv_bias(fgraph, node):
+    """gemv(zeros, ...) + c + rest -> gemv(c, ...) + rest
+
+    For a `c` of the result's own type; the rest stays where elementwise fusion takes it for free.
+    """
+    o, *others = node.inputs
+    [product] = node.outputs
+    addition = sole_client(fgraph, product)
+    if addition is None or not is_elementwise(addition, Add) or not is_zeros(o):
+        return None
+    [total] = addition.outputs
+    terms = [x for x in addition.inputs if x is not product]
+    fitting = [x for x in terms if like(x, total)]
+    if not like(product, total) or not fitting:
+        return None
+    c = min(fitting, key=lambda x: not is_fresh_gather(fgraph, x))
+    terms.remove(c)
+    result = node.op(c, *others)
+    copy_stack_trace(total, result)
+    if terms:
+        result = add(result, *terms)
+        copy_stack_trace(total, result)
+    return {total: total.type.filter_variable(result, allow_convert=True)}
+
+
+def is_fresh_gather(fgraph, variable):
+    """Whether a variable is a gather that nobody else uses: it can be written in place."""
+    while sole_client(fgraph, variable) is not None and variable.owner is not None:
+        if isinstance(variable.owner.op, GATHERS):
+            return True
+        if not isinstance(variable.owner.op, Reshape):
+            return False
+        variable = variable.owner.inputs[0]
+    return False
+
+
+register(local_sparse_block_gemv_bias)
