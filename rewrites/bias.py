@@ -1,13 +1,13 @@
 """The product starts from the bias, and is written where the bias was gathered."""
 
 import pytensor.tensor.subtensor as subtensor
-from blocksparse_ops.rewrites.match import is_elementwise, like, register, sole_client
 from pytensor.graph.rewriting.basic import copy_stack_trace, node_rewriter
 from pytensor.scalar import Add
 from pytensor.tensor.math import add
 from pytensor.tensor.shape import Reshape
 
 from blocksparse_ops.gemv import SparseBlockGemv
+from blocksparse_ops.rewrites.match import is_elementwise, like, register, sole_client
 from blocksparse_ops.zeros import is_zeros
 
 # PyTensor 3.0 has a class of its own for a gather by a vector.

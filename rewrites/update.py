@@ -6,7 +6,6 @@
 
 from dataclasses import dataclass
 
-from blocksparse_ops.rewrites.match import is_elementwise, like, register, sole_client
 from pytensor import scalar as ps
 from pytensor.graph.rewriting.basic import copy_stack_trace, node_rewriter
 from pytensor.tensor.basic import Alloc, cast, constant
@@ -16,6 +15,7 @@ from pytensor.tensor.shape import specify_shape
 from pytensor.tensor.type import continuous_dtypes
 
 from blocksparse_ops.outer import SparseBlockOuter
+from blocksparse_ops.rewrites.match import is_elementwise, like, register, sole_client
 from blocksparse_ops.zeros import is_zeros
 
 

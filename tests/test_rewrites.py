@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytensor.compile.mode import Mode, get_mode
 from pytensor.tensor.basic import Alloc
-from pytensor.tensor.elemwise import DimShuffle, Elemwise
+from pytensor.tensor.elemwise import DimShuffle
 from pytensor.tensor.shape import Reshape, SpecifyShape
 
 from blocksparse_ops import (
@@ -66,7 +66,7 @@ class Step:
         return self.compile(None, mode, [new for _, new in updates])(*self.values)
 
 
-def like_weights(function, W):
+def like_weights(function):
     """Nodes that make a value of the weights' shape, but for views."""
     return [
         node
@@ -77,6 +77,11 @@ def like_weights(function, W):
     ]
 
 
+def is_dense_operation(node):
+    """Newer versions of PyTensor wrap an Elemwise in ops of their own."""
+    return type(node.op).__name__.endswith("Elemwise")
+
+
 def in_place_outers(nodes):
     return [n for n in nodes if isinstance(n.op, SparseBlockOuter) and n.op.inplace]
 
@@ -85,11 +90,11 @@ def assert_step(step, updates, mode, outers, dense):
     """The step's graph holds what it should, works in place, and gives the right values."""
     expected = step.expected(updates)
     function = step.compile(updates, mode)
-    nodes = like_weights(function, step.W)
+    nodes = like_weights(function)
     assert len(in_place_outers(nodes)) == outers
     others = [node for node in nodes if node not in in_place_outers(nodes)]
     assert len(others) == dense
-    assert all(isinstance(n.op, Elemwise) and n.op.destroy_map for n in others)
+    assert all(is_dense_operation(n) and n.op.destroy_map for n in others)
     pointers = [v.get_value(borrow=True).ctypes.data for v, _ in updates]
     before = [v.get_value() for v, _ in updates]
     function(*step.values)
@@ -190,9 +195,9 @@ def test_momentum_that_moves_the_weights(mode):
     updates = [(step.V, velocity), (step.W, step.W + velocity)]
     expected = step.expected(updates)
     function = step.compile(updates, mode)
-    nodes = like_weights(function, step.W)
+    nodes = like_weights(function)
     assert len(in_place_outers(nodes)) == 1
-    assert sum(isinstance(node.op, Elemwise) for node in nodes) == 2
+    assert sum(is_dense_operation(node) for node in nodes) == 2
     function(*step.values)
     for (variable, _), new in zip(updates, expected, strict=True):
         np.testing.assert_allclose(variable.get_value(), new, rtol=1e-12, atol=1e-12)
@@ -226,11 +231,9 @@ def test_update_must_not_fire(name):
     updates, outputs = NOT_MERGED[name](step)
     expected = step.expected(updates)
     function = step.compile(updates, "NUMBA", outputs)
-    (outer,) = [
-        node for node in like_weights(function, step.W) if isinstance(node.op, SparseBlockOuter)
-    ]
+    (outer,) = [node for node in like_weights(function) if isinstance(node.op, SparseBlockOuter)]
     assert isinstance(outer.inputs[0].owner.op, Alloc)
-    assert any(isinstance(node.op, Elemwise) for node in like_weights(function, step.W))
+    assert any(is_dense_operation(node) for node in like_weights(function))
     function(*step.values)
     np.testing.assert_allclose(step.W.get_value(), expected[0], rtol=1e-5, atol=1e-6)
 
@@ -302,7 +305,7 @@ def test_bias_of_any_kind(mode):
         [*inputs.values(), c], [product + c], [*arrays.values(), value], mode
     )
     assert the_gemv(function).inputs[0] in function.maker.fgraph.inputs
-    assert not any(isinstance(n.op, Elemwise) for n in function.maker.fgraph.toposort())
+    assert not any(is_dense_operation(n) for n in function.maker.fgraph.toposort())
 
 
 BIAS_NOT_MERGED = {
@@ -409,7 +412,7 @@ def test_each_rewrite_can_be_excluded(excluded):
     assert any(op.inplace for op in gemvs) == (
         excluded not in ("local_inplace_sparse_block_gemv", "blocksparse")
     )
-    merged = not any(isinstance(n.op, Elemwise) for n in like_weights(function, step.W))
+    merged = not any(is_dense_operation(n) for n in like_weights(function))
     assert merged == (excluded not in ("local_sparse_block_outer_update", "blocksparse"))
     function(*step.values)
     np.testing.assert_allclose(step.W.get_value(), expected[0], rtol=1e-12, atol=1e-12)
