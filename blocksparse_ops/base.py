@@ -3,24 +3,19 @@
 from typing import ClassVar
 
 import pytensor.scalar as ps
-from pytensor.graph.basic import Apply, Constant
+from pytensor.graph.basic import Apply
 from pytensor.link.c.op import COp
-from pytensor.tensor.basic import as_tensor_variable, cast, tensor_copy
-from pytensor.tensor.type import (
-    DenseTensorType,
-    complex_dtypes,
-    discrete_dtypes,
-    int_dtypes,
-    tensor,
-    uint_dtypes,
-)
+from pytensor.tensor.basic import cast, tensor_copy
+from pytensor.tensor.type import complex_dtypes, discrete_dtypes, tensor
 
 from blocksparse_ops import reference
+from blocksparse_ops.arguments import as_argument, foldable
 from blocksparse_ops.kernels.c import source
-from blocksparse_ops.signature import AXES, Signature
+from blocksparse_ops.pickling import LoadsDispatchWhenUnpickled
+from blocksparse_ops.signature import Signature
 
 
-class SparseBlockOp(COp):
+class SparseBlockOp(LoadsDispatchWhenUnpickled, COp):
     """An op whose first argument is what is added to.
 
     A subclass gives its `signature`, the C++ class that computes it, and its mathematics.
@@ -41,14 +36,6 @@ class SparseBlockOp(COp):
     @property
     def gufunc_signature(self):
         return self.signature.gufunc()
-
-    def __setstate__(self, state):
-        # A function that was pickled is linked again without being rewritten, so nothing else
-        # would register the Numba dispatch before the linker asks for it.
-        self.__dict__.update(state)
-        from blocksparse_ops.link.lazy import load_numba_dispatch
-
-        load_numba_dispatch()
 
     def make_node(self, *inputs):
         variables = [
@@ -78,9 +65,17 @@ class SparseBlockOp(COp):
         return [
             variable
             if name in self.signature.counts or variable.dtype == dtype
-            else cast(variable, dtype)
+            else self._cast(name, variable, dtype)
             for name, variable in zip(self.signature.names, variables, strict=True)
         ]
+
+    def _cast(self, name, variable, dtype):
+        if dtype in discrete_dtypes and variable.dtype not in discrete_dtypes:
+            raise TypeError(
+                f"{self.signature.op}: {name} has dtype {variable.dtype} but the blocks have "
+                f"{dtype}, which would lose its fraction. Cast the blocks to a float dtype"
+            )
+        return cast(variable, dtype)
 
     def do_constant_folding(self, fgraph, node):
         return foldable(node, lambda *values: reference.check(self.signature, values))
@@ -128,48 +123,3 @@ class SparseBlockOp(COp):
         return source.call(
             self.kernel, self.signature, dtype, inputs, output, self.inplace, sub["fail"]
         )
-
-
-def as_argument(signature, name, value):
-    """Return `value` as a tensor.
-
-    Raises
-    ------
-    TypeError
-        If it has not the dimensions, or as an index not the dtype, that `name` must have.
-    """
-    variable = as_tensor_variable(value)
-    letters = signature.axes[name]
-    if not isinstance(variable.type, DenseTensorType):
-        raise TypeError(f"{signature.op}: {name} is a {variable.type}; expected a dense tensor")
-    if variable.type.ndim != len(letters):
-        raise TypeError(
-            f"{signature.op}: {name} has {variable.type.ndim} dimensions; expected "
-            f"{len(letters)}, of sizes ({', '.join(AXES[letter] for letter in letters)})"
-        )
-    if name in signature.counts:
-        require_integers(signature.op, name, variable)
-    return variable
-
-
-def require_integers(op, name, index):
-    """Raise unless an index variable holds integers, signed or not."""
-    if index.dtype not in (*int_dtypes, *uint_dtypes):
-        raise TypeError(
-            f"{op}: {name} has dtype {index.dtype}; block indices must be integers. "
-            "A mask becomes indices by nonzero(), whole numbers by .astype('int64')"
-        )
-
-
-def foldable(node, check):
-    """Whether a node's inputs are constants that pass `check`.
-
-    What is wrong is told when the graph runs, not in the midst of rewriting it.
-    """
-    if not all(isinstance(x, Constant) for x in node.inputs):
-        return False
-    try:
-        check(*(x.data for x in node.inputs))
-    except (IndexError, ValueError, OverflowError):
-        return False
-    return True

@@ -2,14 +2,13 @@
 
 from pytensor.scalar import upcast
 from pytensor.tensor.basic import as_tensor_variable
+from pytensor.tensor.type import DenseTensorType
 
-from blocksparse_ops.base import as_argument
+from blocksparse_ops.arguments import as_argument, as_block_index
 from blocksparse_ops.gemv import sparse_block_gemv
 from blocksparse_ops.index import CheckBlockIndex
-from blocksparse_ops.signature import DOT
+from blocksparse_ops.signature import DOT, DOT_WITHOUT_BIAS
 from blocksparse_ops.zeros import zeros
-
-check_output_index = CheckBlockIndex(DOT.op, "outputIdx", ("W.shape[1]", "b.shape[0]"))
 
 
 def sparse_block_dot(W, h, inputIdx, b, outputIdx):
@@ -59,24 +58,46 @@ def sparse_block_dot(W, h, inputIdx, b, outputIdx):
     >>> sparse_block_dot(W, h, [[0, 1], [1, 2]], b, [[0], [1]]).eval()[:, 0, 0]
     array([18., 28.])
     """
-    h, inputIdx, outputIdx = _with_batch(*map(as_tensor_variable, (h, inputIdx, outputIdx)))
-    arguments = {"W": W, "h": h, "inputIdx": inputIdx, "outputIdx": outputIdx}
-    W, h, inputIdx, outputIdx = (as_argument(DOT, *item) for item in arguments.items())
+    h, inputIdx, outputIdx = _with_batch(
+        as_tensor_variable(h), as_block_index(inputIdx), as_block_index(outputIdx)
+    )
+    values = {"W": W, "h": h, "inputIdx": inputIdx, "b": b, "outputIdx": outputIdx}
+    signature = DOT if b is not None else DOT_WITHOUT_BIAS
+    arguments = {name: as_argument(signature, name, values[name]) for name in signature.names}
+    signature.static_sizes([x.type.shape for x in arguments.values()])
+    W, h = arguments["W"], arguments["h"]
+    inputIdx = _checked(signature, arguments, "inputIdx", along_with="h")
+    outputIdx = _checked(signature, arguments, "outputIdx", along_with="b")
     if b is None:
-        shape = (h.shape[0], outputIdx.shape[1], W.shape[3])
-        o = zeros(shape, upcast(W.dtype, h.dtype))
+        o = zeros((h.shape[0], outputIdx.shape[1], W.shape[3]), upcast(W.dtype, h.dtype))
     else:
-        b = as_argument(DOT, "b", b)
-        DOT.static_sizes([x.type.shape for x in (W, h, inputIdx, b, outputIdx)])
-        # The gather and its gradient do not check their indices in every mode.
-        outputIdx = check_output_index(outputIdx, W.shape[1], b.shape[0])
-        o = b.take(outputIdx, axis=0)
+        o = arguments["b"].take(outputIdx, axis=0)
     return sparse_block_gemv(o, W, h, inputIdx, outputIdx)
+
+
+def _checked(signature, arguments, index, along_with):
+    """An index that has been checked, and with it the sizes of it and another argument."""
+
+    def size(place):
+        name, axis, _ = signature.places[place]
+        return arguments[name].shape[axis]
+
+    agreements = [
+        pair for pair in signature.agreements if signature.places[pair[1]][0] in (index, along_with)
+    ]
+    blocks = signature.counted(index)
+    check = CheckBlockIndex(
+        signature.op,
+        index,
+        signature.place_name(blocks),
+        tuple(tuple(map(signature.place_name, pair)) for pair in agreements),
+    )
+    return check(arguments[index], size(blocks), *(size(k) for pair in agreements for k in pair))
 
 
 def _with_batch(h, inputIdx, outputIdx):
     """Make a 2-D `h` with its 1-D indices a batch of one."""
-    if h.type.ndim != 2:
+    if not (isinstance(h.type, DenseTensorType) and h.type.ndim == 2):
         return h, inputIdx, outputIdx
     for name, index in (("inputIdx", inputIdx), ("outputIdx", outputIdx)):
         if index.type.ndim != 1:

@@ -25,12 +25,31 @@ class SparseBlockGemv(SparseBlockOp):
 
     Notes
     -----
+    A call takes
+
+    =============================  ==================================  =============================
+    name                           shape                               meaning
+    =============================  ==================================  =============================
+    ``o``                          (batch, oWin, oSize)                what is added to, usually the
+                                                                       bias of the blocks in use
+    ``W``                          (iBlocks, oBlocks, iSize, oSize)    the weights, all blocks
+    ``h``                          (batch, iWin, iSize)                the input blocks in use
+    ``inputIdx``, ``outputIdx``    (batch, iWin), (batch, oWin)        which blocks these are
+    =============================  ==================================  =============================
+
+    and returns a tensor of the shape of `o`. `o`, `W` and `h` are upcast together. Indices are
+    integers of any dtype; negative ones count from the end, repeated ones accumulate.
+
+    It raises a TypeError for a wrong number of dimensions, for indices that are no integers and
+    for an in-place `o` that would need a cast; a ValueError for sizes that disagree, when the
+    graph is built or when it runs; and an IndexError, before anything is written, for an index
+    out of range.
+
     The idea, the names and the argument order are Theano's ``tensor.nnet.blocksparse``.
 
     Examples
     --------
     >>> import numpy as np
-    >>> import pytensor.tensor as pt
     >>> from blocksparse_ops import sparse_block_gemv
     >>> W = np.arange(2 * 3).reshape(2, 3, 1, 1)  # six blocks of 1 x 1
     >>> h = np.ones((1, 2, 1))  # one example uses two input blocks
@@ -43,29 +62,6 @@ class SparseBlockGemv(SparseBlockOp):
     kernel = "Gemv"
 
     def make_node(self, o, W, h, inputIdx, outputIdx):
-        """
-        Parameters
-        ----------
-        o : (batch, oWin, oSize)
-            What is added to: usually the bias of the output blocks in use.
-        W : (iBlocks, oBlocks, iSize, oSize)
-            The weights, all blocks.
-        h : (batch, iWin, iSize)
-            The values of the input blocks in use. `o`, `W` and `h` are upcast together.
-        inputIdx, outputIdx : (batch, iWin), (batch, oWin)
-            Which blocks each example uses: integers of any dtype; negative ones count from the
-            end, repeated ones accumulate.
-
-        Raises
-        ------
-        TypeError
-            For a wrong number of dimensions, indices that are no integers, or an in-place `o`
-            that would need a cast.
-        ValueError
-            For sizes that disagree, here or when the graph runs.
-        IndexError
-            When the graph runs, for an index out of range.
-        """
         return super().make_node(o, W, h, inputIdx, outputIdx)
 
     def perform(self, node, inputs, output_storage):

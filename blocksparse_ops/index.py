@@ -7,16 +7,18 @@ from pytensor.graph.replace import _vectorize_node
 from pytensor.tensor.basic import as_tensor_variable, cast
 from pytensor.tensor.blockwise import vectorize_node_fallback
 
-from blocksparse_ops.base import SparseBlockOp, foldable, require_integers
+from blocksparse_ops.arguments import as_block_index, foldable, require_integers
+from blocksparse_ops.pickling import LoadsDispatchWhenUnpickled
 from blocksparse_ops.reference import first_out_of_range
 from blocksparse_ops.signature import disagreement, out_of_range
 
 
-class CheckBlockIndex(Op):
-    """``index``, or an IndexError if one of its values lies outside [-n, n)
+class CheckBlockIndex(LoadsDispatchWhenUnpickled, Op):
+    """``index``, or an IndexError if one of its values lies outside [-blocks, blocks)
 
     PyTensor's gather does not check its indices in Numba mode. A gather of ``index`` through
-    this op, and the gradient of that gather, see checked indices only.
+    this op, and the gradient of that gather, see checked indices only. And however a graph is
+    optimised, what is wrong is told in the words of the function that was called.
 
     Parameters
     ----------
@@ -24,44 +26,49 @@ class CheckBlockIndex(Op):
         The function that errors name.
     argument : str
         The name of the index in that function.
-    axes : tuple of str
-        What the sizes are, for instance ``("W.shape[1]", "b.shape[0]")``.
+    blocks : str
+        What the number of blocks is, for instance ``"W.shape[1]"``.
+    equal : tuple of pairs of str
+        Which sizes must be equal, for instance ``(("W.shape[1]", "b.shape[0]"),)``.
     """
 
-    __props__ = ("caller", "argument", "axes")
+    __props__ = ("caller", "argument", "blocks", "equal")
 
-    def __init__(self, caller: str, argument: str, axes: tuple[str, ...]):
+    def __init__(self, caller, argument, blocks, equal=()):
         self.caller = caller
         self.argument = argument
-        self.axes = tuple(axes)
+        self.blocks = blocks
+        self.equal = tuple(map(tuple, equal))
         self.view_map = {0: [0]}
 
-    __setstate__ = SparseBlockOp.__setstate__
-
-    def make_node(self, index, *sizes):
+    def make_node(self, index, blocks, *sizes):
         """
         Parameters
         ----------
         index : tensor of integers
             The block indices, any number of dimensions.
+        blocks : ()
+            The number of blocks.
         *sizes : ()
-            The number of blocks, as often as `axes` has it; all must be equal.
+            The two sizes of each pair in `equal`, one pair after the other.
         """
-        index = as_tensor_variable(index)
+        index = as_block_index(index)
         require_integers(self.caller, self.argument, index)
-        sizes = [cast(as_tensor_variable(size, ndim=0), "int64") for size in sizes]
+        if len(sizes) != 2 * len(self.equal):
+            raise TypeError(f"{self}: got {len(sizes)} sizes, expected two for each pair")
+        sizes = [cast(as_tensor_variable(size, ndim=0), "int64") for size in (blocks, *sizes)]
         return Apply(self, [index, *sizes], [index.type()])
 
-    def check(self, index, *sizes):
+    def check(self, index, blocks, *sizes):
         """Raise what is wrong with these values."""
-        blocks = int(sizes[0])
-        for axis, size in zip(self.axes, sizes, strict=True):
-            if size != blocks:
-                raise ValueError(disagreement(self.caller, self.axes[0], blocks, axis, size))
-        where = first_out_of_range(index, blocks)
+        pairs = zip(sizes[::2], sizes[1::2], strict=True)
+        for (axis, other), (size, other_size) in zip(self.equal, pairs, strict=True):
+            if size != other_size:
+                raise ValueError(disagreement(self.caller, axis, size, other, other_size))
+        where = first_out_of_range(index, int(blocks))
         if where is not None:
             name = f"{self.caller}: {self.argument}"
-            raise IndexError(out_of_range(name, where, index[where], self.axes[0], blocks))
+            raise IndexError(out_of_range(name, where, index[where], self.blocks, int(blocks)))
 
     def perform(self, node, inputs, output_storage):
         self.check(*inputs)

@@ -22,6 +22,27 @@ class SparseBlockOuter(SparseBlockOp):
 
     Notes
     -----
+    A call takes
+
+    ===================  ==================================  =======================================
+    name                 shape                               meaning
+    ===================  ==================================  =======================================
+    ``o``                (iBlocks, oBlocks, iSize, oSize)    what is added to
+    ``x``, ``y``         (batch, iWin, iSize),               the vectors whose outer products are
+                         (batch, oWin, oSize)                added
+    ``xIdx``, ``yIdx``   (batch, iWin), (batch, oWin)        to which blocks
+    ``alpha``            ()                                  scale, 1 if left out
+    ===================  ==================================  =======================================
+
+    and returns a tensor of the shape of `o`. `o`, `x` and `y` are upcast together; `alpha` is
+    cast to their dtype and never upcasts them. Indices are integers of any dtype; negative ones
+    count from the end, repeated ones accumulate.
+
+    It raises a TypeError for a wrong number of dimensions, for indices that are no integers, for
+    an in-place `o` that would need a cast and for an `alpha` that would lose its fraction; a
+    ValueError for sizes that disagree, when the graph is built or when it runs; and an
+    IndexError, before anything is written, for an index out of range.
+
     The idea, the names and the argument order are Theano's ``tensor.nnet.blocksparse``.
 
     Examples
@@ -39,29 +60,6 @@ class SparseBlockOuter(SparseBlockOp):
     kernel = "Outer"
 
     def make_node(self, o, x, y, xIdx, yIdx, alpha=None):
-        """
-        Parameters
-        ----------
-        o : (iBlocks, oBlocks, iSize, oSize)
-            What is added to.
-        x, y : (batch, iWin, iSize), (batch, oWin, oSize)
-            The vectors whose outer products are added. `o`, `x` and `y` are upcast together.
-        xIdx, yIdx : (batch, iWin), (batch, oWin)
-            To which blocks: integers of any dtype; negative ones count from the end, repeated
-            ones accumulate.
-        alpha : (), optional
-            Scale, 1 if left out. It is cast to the dtype of the others and never upcasts them.
-
-        Raises
-        ------
-        TypeError
-            For a wrong number of dimensions, indices that are no integers, or an in-place `o`
-            that would need a cast.
-        ValueError
-            For sizes that disagree, here or when the graph runs.
-        IndexError
-            When the graph runs, for an index out of range.
-        """
         return super().make_node(o, x, y, xIdx, yIdx, np.int8(1) if alpha is None else alpha)
 
     def perform(self, node, inputs, output_storage):

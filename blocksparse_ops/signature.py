@@ -5,7 +5,7 @@ integers, so that all of them raise the same message.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NoReturn
 
@@ -91,12 +91,13 @@ class Signature:
                 raise ValueError(self._disagreement(known, sizes[known], position, size))
         return merged
 
-    def _place_name(self, position: int) -> str:
+    def place_name(self, position: int) -> str:
+        """What a position in `places` is called in errors."""
         name, axis, _ = self.places[position]
         return f"{name}.shape[{axis}]"
 
     def _disagreement(self, one: int, size: int, other: int, other_size: int) -> str:
-        names = self._place_name(one), self._place_name(other)
+        names = self.place_name(one), self.place_name(other)
         return disagreement(self.op, names[0], size, names[1], other_size)
 
     def raise_fault(
@@ -128,7 +129,7 @@ class Signature:
         name = self.names[which]
         if kind == UNSIGNED_INDEX:
             value %= 2**64
-        axis = self._place_name(self.counted(name))
+        axis = self.place_name(self.counted(name))
         raise IndexError(out_of_range(f"{self.op}: {name}", (first, second), value, axis, size))
 
 
@@ -176,6 +177,10 @@ DOT = Signature(
     op="sparse_block_dot",
     axes={"W": "ijpq", "h": "bvp", "inputIdx": "bv", "b": "jq", "outputIdx": "bw"},
     counts={"inputIdx": "i", "outputIdx": "j"},
+)
+
+DOT_WITHOUT_BIAS = replace(
+    DOT, axes={name: letters for name, letters in DOT.axes.items() if name != "b"}
 )
 
 SIGNATURES = {signature.op: signature for signature in (GEMV, OUTER)}

@@ -32,7 +32,7 @@ OPS = [
     sparse_block_gemv_inplace,
     sparse_block_outer,
     sparse_block_outer_inplace,
-    CheckBlockIndex("dot", "outputIdx", ("W.shape[1]",)),
+    CheckBlockIndex("dot", "outputIdx", "W.shape[1]", (("W.shape[1]", "b.shape[0]"),)),
 ]
 
 
@@ -151,11 +151,26 @@ def test_a_constant_index_is_checked_once(mode):
     """When shapes are known, the check is folded away with the constant that it checks."""
     arrays = Draw(SIZES, 0, "float64").dot()
     inputs = {k: pt.tensor(k, dtype=a.dtype, shape=a.shape) for k, a in arrays.items()}
-    index = inputs.pop("outputIdx")
-    out = sparse_block_dot(outputIdx=arrays["outputIdx"], **inputs)
-    function = pytensor.function(list(inputs.values()), out, mode=mode)
-    assert index.dtype == "int64"
+    indices = {name: arrays[name] for name in ("inputIdx", "outputIdx")}
+    out = sparse_block_dot(**{**inputs, **indices})
+    function = pytensor.function([inputs[k] for k in ("W", "h", "b")], out, mode=mode)
     assert count(function, CheckBlockIndex) == 0
+
+
+def test_an_empty_list_is_an_empty_index():
+    arrays = Draw(Sizes(3, 4, 5, 6, 0, 3, 2), 0, "float64").dot()
+    arrays["inputIdx"] = [[], []]
+    expected = arrays["b"][arrays["outputIdx"]]
+    np.testing.assert_array_equal(sparse_block_dot(**arrays).eval(), expected)
+
+
+@needs_compiler
+def test_debug_mode_on_dot_and_its_gradients():
+    arrays = Draw(SIZES, 0, "float64").dot()
+    inputs = symbols(arrays)
+    cost = (sparse_block_dot(**inputs) ** 2).sum()
+    outputs = [cost, *pt.grad(cost, [inputs[name] for name in ("W", "h", "b")])]
+    pytensor.function(list(inputs.values()), outputs, mode="DEBUG_MODE")(*arrays.values())
 
 
 @pytest.mark.parametrize("iBlocks", [1, 3])

@@ -1,6 +1,7 @@
 """The ops in Numba: importing this registers them."""
 
 import numba
+import numpy as np
 from numba import literal_unroll
 from numba.core import types
 from numba.extending import overload
@@ -8,9 +9,11 @@ from pytensor.link.numba.dispatch.basic import register_funcify_default_op_cache
 
 from blocksparse_ops.gemv import SparseBlockGemv
 from blocksparse_ops.index import CheckBlockIndex
-from blocksparse_ops.kernels.numba import gemv, outer, version
+from blocksparse_ops.kernels.numba import version
 from blocksparse_ops.kernels.numba.check import from_start
 from blocksparse_ops.kernels.numba.compile import kernel
+from blocksparse_ops.kernels.numba.gemv import check_gemv, run_gemv
+from blocksparse_ops.kernels.numba.outer import check_outer, run_outer
 from blocksparse_ops.outer import SparseBlockOuter
 from blocksparse_ops.signature import SOUND, raise_fault
 
@@ -46,11 +49,11 @@ def numba_funcify_SparseBlockGemv(op, **kwargs):
 
     @kernel
     def sparse_block_gemv(o, W, h, inputIdx, outputIdx):
-        fault, inputs, outputs = gemv.check(o, W, h, inputIdx, outputIdx)
+        fault = check_gemv(o, W, h, inputIdx, outputIdx)
         if fault[0] != SOUND:
             fail(name, fault)
         out = destination(o) if inplace else o.copy()
-        gemv.run(out, W, h, inputs, outputs)
+        run_gemv(out, W, h, inputIdx, outputIdx)
         return out
 
     return sparse_block_gemv, version()
@@ -62,11 +65,11 @@ def numba_funcify_SparseBlockOuter(op, **kwargs):
 
     @kernel
     def sparse_block_outer(o, x, y, xIdx, yIdx, alpha):
-        fault, inputs, outputs = outer.check(o, x, y, xIdx, yIdx)
+        fault = check_outer(o, x, y, xIdx, yIdx)
         if fault[0] != SOUND:
             fail(name, fault)
         out = destination(o) if inplace else o.copy()
-        outer.run(out, x, y, inputs, outputs, alpha.item())
+        run_outer(out, x, y, xIdx, yIdx, alpha.item())
         return out
 
     return sparse_block_outer, version()
@@ -74,29 +77,26 @@ def numba_funcify_SparseBlockOuter(op, **kwargs):
 
 @register_funcify_default_op_cache_key(CheckBlockIndex)
 def numba_funcify_CheckBlockIndex(op, **kwargs):
-    caller, argument, axes = op.caller, op.argument, op.axes
+    props = (op.caller, op.argument, op.blocks, op.equal)
 
     @kernel
-    def check_block_index(index, *sizes):
-        blocks = sizes[0].item()
+    def check_block_index(index, blocks, *sizes):
         sound = True
+        previous = np.int64(0)
+        is_second = False
         for size in literal_unroll(sizes):
-            sound &= size.item() == blocks
+            sound &= not is_second or size.item() == previous
+            previous = size.item()
+            is_second = not is_second
         for value in index.flat:
-            sound &= from_start(value, blocks) >= 0
+            sound &= from_start(value, blocks.item()) >= 0
         if not sound:
-            fail_check(caller, argument, axes, index, sizes)
+            fail_check(index, blocks, sizes)
         return index
 
+    @kernel
+    def fail_check(index, blocks, sizes):
+        with numba.objmode():
+            CheckBlockIndex(*props).check(index, blocks, *sizes)
+
     return check_block_index, version()
-
-
-@kernel
-def fail_check(caller, argument, axes, index, sizes):
-    with numba.objmode():
-        raise_check(caller, argument, axes, index, sizes)
-
-
-def raise_check(caller, argument, axes, index, sizes):
-    """Let the op find again, and say, what compiled code found to be wrong."""
-    CheckBlockIndex(caller, argument, axes).check(index, *sizes)

@@ -69,6 +69,9 @@ Fault check_index_as(const Array& index, i64 argument, i64 blocks, i64* from_sta
     return {};
 }
 
+// Where the indices stand among the arguments of either op.
+constexpr int input_index = 3, output_index = 4;
+
 // Writes the indices of one argument, counted from the start, row after row.
 inline Fault check_index(const Array& index, i64 argument, i64 blocks,
                          std::vector<i64>& from_start) {
@@ -84,6 +87,21 @@ inline Fault check_index(const Array& index, i64 argument, i64 blocks,
         case Integer::u64: return check_index_as<std::uint64_t>(index, argument, blocks, out);
         default: return check_index_as<std::int64_t>(index, argument, blocks, out);
     }
+}
+
+struct Indices {
+    std::vector<i64> input, output;  // counted from the start, row after row
+};
+
+// Checks all that can be wrong with a call of either op.
+inline Fault check(const Array* arguments, int count, const Agreement* agreements,
+                   int agreement_count, i64 batch, i64 inputs, i64 outputs, i64 iBlocks,
+                   i64 oBlocks, Indices& indices) {
+    if (Fault fault = check_sizes(arguments, count, agreements, agreement_count)) return fault;
+    if (Fault fault = check_triples(batch, inputs, outputs)) return fault;
+    if (Fault fault = check_index(arguments[input_index], input_index, iBlocks, indices.input))
+        return fault;
+    return check_index(arguments[output_index], output_index, oBlocks, indices.output);
 }
 
 }  // namespace blocksparse

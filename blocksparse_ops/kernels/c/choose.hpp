@@ -1,4 +1,4 @@
-// Which path a call takes. The thresholds are written in kernels/thresholds.py, with how they were measured.
+// Which path a call takes. kernels/thresholds.py sets the thresholds.
 #pragma once
 
 #include "arrays.hpp"
@@ -6,14 +6,13 @@
 namespace blocksparse {
 
 struct Thresholds {
-    i64 planned_reuse;  // from this many triples a block on, sorting by block pays
+    i64 planned_reuse;  // from this many triples a block in use on, going block by block pays
 };
 
-// The number of blocks in use is not known before sorting; all blocks, or a triple for each, bound it.
-inline bool sorting_pays(i64 triples, i64 iBlocks, i64 oBlocks, const Thresholds& thresholds) {
-    i64 blocks;
-    if (__builtin_mul_overflow(iBlocks, oBlocks, &blocks)) return false;
-    return triples / thresholds.planned_reuse >= blocks;
+// What the blocks in use are is known only from the plan, and the blocks that are not must not
+// matter. A plan costs little beside the products of its triples.
+inline bool going_by_block_pays(i64 triples, i64 groups, const Thresholds& thresholds) {
+    return triples / thresholds.planned_reuse >= groups;
 }
 
 }  // namespace blocksparse

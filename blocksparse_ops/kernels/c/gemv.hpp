@@ -16,16 +16,15 @@ class Gemv {
     // Checks, plans and takes all the memory that run() needs. Writes nothing of the caller's.
     Fault prepare(const Array* args, const Agreement* agreements, int agreement_count,
                   const Thresholds& thresholds) {
-        if (Fault fault = check_sizes(args, arguments, agreements, agreement_count)) return fault;
         W = args[1];
         h = args[2];
         batch = h.shape[0], inputs = h.shape[1], outputs = args[0].shape[1];
-        if (Fault fault = check_triples(batch, inputs, outputs)) return fault;
-        if (Fault fault = check_index(args[3], 3, W.shape[0], inputIdx)) return fault;
-        if (Fault fault = check_index(args[4], 4, W.shape[1], outputIdx)) return fault;
-        planned = sorting_pays(batch * inputs * outputs, W.shape[0], W.shape[1], thresholds);
-        if (planned)
-            plan = make_plan(inputIdx, outputIdx, batch, inputs, outputs, W.shape[0], W.shape[1]);
+        const i64 iBlocks = W.shape[0], oBlocks = W.shape[1];
+        if (Fault fault = check(args, arguments, agreements, agreement_count, batch, inputs,
+                                outputs, iBlocks, oBlocks, indices))
+            return fault;
+        plan = make_plan(indices.input, indices.output, batch, inputs, outputs, iBlocks, oBlocks);
+        by_block = going_by_block_pays(batch * inputs * outputs, plan.groups(), thresholds);
         panel.resize(panel_size<T>);
         h_rows.reserve(batch * inputs);
         out_rows.reserve(batch * outputs);
@@ -36,7 +35,7 @@ class Gemv {
     // `out` holds the initial values.
     void run(const Array& out) {
         out_rows.locate(out);
-        if (planned)
+        if (by_block)
             run_planned(out);
         else
             run_direct(out);
@@ -45,8 +44,8 @@ class Gemv {
    private:
     Array W, h;
     i64 batch, inputs, outputs;
-    std::vector<i64> inputIdx, outputIdx;
-    bool planned;
+    Indices indices;
+    bool by_block;
     Plan plan;
     std::vector<T> panel;
     Rows h_rows, out_rows;
@@ -106,7 +105,7 @@ class Gemv {
                 constexpr int NV = decltype(vectors)::value;
                 Tile<T, 1, NV> tile;
                 for (i64 input = first; input < first + inputs; ++input) {
-                    const char* weights = block(inputIdx[input], outputIdx[row]);
+                    const char* weights = block(indices.input[input], indices.output[row]);
                     for_each_chunk(W.shape[2], [&](i64 k0, i64 depth) {
                         const char* left = h_rows[input] + k0 * step;
                         with_block(weights, k0, depth, n0, columns, NV * Vector<T>::lanes,

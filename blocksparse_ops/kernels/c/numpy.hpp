@@ -102,11 +102,12 @@ bool call(const char* op, PyArrayObject* const* inputs, PyArrayObject** output, 
     }
     if (!place_output(inputs[0], output, inplace)) return false;
     const Array out = view(*output);
-    without_gil([&] {
+    fault = without_gil([&] {
         kernel.run(out);
         return Fault{};
     });
-    return true;
+    if (fault) raise_fault(op, fault);
+    return !fault;
 }
 
 }  // namespace blocksparse

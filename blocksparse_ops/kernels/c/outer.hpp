@@ -16,17 +16,16 @@ class Outer {
     // Checks, plans and takes all the memory that run() needs. Writes nothing of the caller's.
     Fault prepare(const Array* args, const Agreement* agreements, int agreement_count,
                   const Thresholds&) {
-        if (Fault fault = check_sizes(args, arguments, agreements, agreement_count)) return fault;
         x = args[1];
         y = args[2];
         alpha = load<T>(args[5].data);
         const i64 batch = x.shape[0], iBlocks = args[0].shape[0], oBlocks = args[0].shape[1];
         const i64 inputs = x.shape[1], outputs = y.shape[1];
-        if (Fault fault = check_triples(batch, inputs, outputs)) return fault;
-        std::vector<i64> xIdx, yIdx;
-        if (Fault fault = check_index(args[3], 3, iBlocks, xIdx)) return fault;
-        if (Fault fault = check_index(args[4], 4, oBlocks, yIdx)) return fault;
-        plan = make_plan(xIdx, yIdx, batch, inputs, outputs, iBlocks, oBlocks);
+        Indices indices;
+        if (Fault fault = check(args, arguments, agreements, agreement_count, batch, inputs,
+                                outputs, iBlocks, oBlocks, indices))
+            return fault;
+        plan = make_plan(indices.input, indices.output, batch, inputs, outputs, iBlocks, oBlocks);
         panel.resize(panel_size<T>);
         x_rows.reserve(batch * inputs);
         y_rows.reserve(batch * outputs);

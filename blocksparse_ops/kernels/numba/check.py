@@ -18,6 +18,9 @@ from blocksparse_ops.signature import (
 # A record is (kind, which, first, second, value, size): see Signature.raise_fault.
 FINE = (SOUND, 0, 0, 0, 0, 0)
 
+# Where the indices stand among the arguments of either op.
+INPUT_INDEX, OUTPUT_INDEX = 3, 4
+
 
 @kernel
 def check_sizes(sizes, agreements):
@@ -63,16 +66,34 @@ def from_start(value, blocks):
 
 @kernel
 def check_index(index, argument, blocks):
-    """Return a record, and the indices of one argument counted from the start, row after row."""
-    found = np.empty(index.size, np.int64)
-    position = 0
     for first in range(index.shape[0]):
         for second in range(index.shape[1]):
             value = index[first, second]
-            block = from_start(value, blocks)
-            if block < 0:
-                fault = (index_kind(value), argument, first, second, np.int64(value), blocks)
-                return fault, found
-            found[position] = block
-            position += 1
-    return FINE, found
+            if from_start(value, blocks) < 0:
+                return (index_kind(value), argument, first, second, np.int64(value), blocks)
+    return FINE
+
+
+@kernel
+def check(sizes, agreements, triples, inputIdx, iBlocks, outputIdx, oBlocks):
+    """Return a record of what is wrong with a call of either op.
+
+    Nothing is allocated: Numba would not free it when the record is raised.
+    """
+    fault = check_sizes(sizes, agreements)
+    if fault[0] == SOUND:
+        fault = check_triples(triples[0], triples[1], triples[2])
+    if fault[0] == SOUND:
+        fault = check_index(inputIdx, INPUT_INDEX, iBlocks)
+    if fault[0] == SOUND:
+        fault = check_index(outputIdx, OUTPUT_INDEX, oBlocks)
+    return fault
+
+
+@kernel
+def flat_from_start(index, blocks):
+    """The checked indices of one argument, counted from the start, row after row."""
+    found = np.empty(index.size, np.int64)
+    for position, value in enumerate(index.flat):
+        found[position] = from_start(value, blocks)
+    return found

@@ -2,12 +2,9 @@
 
 from blocksparse_ops.kernels.numba.compile import kernel
 from blocksparse_ops.kernels.thresholds import PLANNED_REUSE
-from blocksparse_ops.signature import LARGEST
 
 
 @kernel
-def sorting_pays(triples, iBlocks, oBlocks):
-    """Whether to sort: all blocks, or a triple for each, bound the number of blocks in use."""
-    if oBlocks > 0 and iBlocks > LARGEST // oBlocks:
-        return False
-    return triples // PLANNED_REUSE >= iBlocks * oBlocks
+def going_by_block_pays(triples, groups):
+    """Whether blocks are used often enough: those that are not in use must not matter."""
+    return triples // PLANNED_REUSE >= groups

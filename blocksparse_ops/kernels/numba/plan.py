@@ -31,18 +31,10 @@ def sort_rows(blocks_of_rows, blocks):
 
 
 @kernel
-def make_plan(inputIdx, outputIdx, inputs, outputs, iBlocks, oBlocks):
-    """Sort the triples by output block, then by input block.
-
-    Returns
-    -------
-    input_row, output_row : arrays
-        The rows that each triple joins: a row is example * window + position.
-    """
-    triples = inputIdx.size * outputs
-    input_row = np.empty(triples, np.int64)
-    output_row = np.empty(triples, np.int64)
-    # A counting sort in two passes, by input block and then, stably, by output block.
+def sort_triples(inputIdx, outputIdx, inputs, outputs, iBlocks, oBlocks):
+    """A counting sort in two passes, by input block and then, stably, by output block."""
+    input_row = np.empty(inputIdx.size * outputs, np.int64)
+    output_row = np.empty(inputIdx.size * outputs, np.int64)
     starts = np.zeros(oBlocks, np.int64)
     for block in outputIdx:
         starts[block] += inputs
@@ -55,3 +47,27 @@ def make_plan(inputIdx, outputIdx, inputs, outputs, iBlocks, oBlocks):
             output_row[starts[block]] = right
             starts[block] += 1
     return input_row, output_row
+
+
+@kernel
+def make_plan(inputIdx, outputIdx, inputs, outputs, iBlocks, oBlocks):
+    """Group the triples by block, in the order of the output blocks.
+
+    Returns
+    -------
+    start : array
+        Group g joins rows input_row[t] and output_row[t] for start[g] <= t < start[g + 1].
+    input_row, output_row : arrays
+        A row is an example and a position in its window, example * window + position.
+    """
+    input_row, output_row = sort_triples(inputIdx, outputIdx, inputs, outputs, iBlocks, oBlocks)
+    start = np.empty(input_row.size + 1, np.int64)
+    groups = 0
+    i = j = -1
+    for t in range(input_row.size):
+        if inputIdx[input_row[t]] != i or outputIdx[output_row[t]] != j:
+            i, j = inputIdx[input_row[t]], outputIdx[output_row[t]]
+            start[groups] = t
+            groups += 1
+    start[groups] = input_row.size
+    return start[: groups + 1], input_row, output_row
