@@ -41,6 +41,9 @@ class CheckBlockIndex(LoadsDispatchWhenUnpickled, Op):
         self.equal = tuple(map(tuple, equal))
         self.view_map = {0: [0]}
 
+    def __str__(self):
+        return f"{type(self).__name__}{{{self.argument}}}"
+
     def make_node(self, index, blocks, *sizes):
         """
         Parameters
