@@ -188,7 +188,7 @@ class LinearForm:
     def rebuilt_rest(self):
         if not self.rest:
             return next(iter(self.zeros))
-        terms = [scaled(term, scales) for term, scales in self.rest.items()]
+        terms = [x for term, scales in self.rest.items() for x in scaled(term, scales)]
         rest = add(*terms) if len(terms) > 1 else terms[0]
         if not like(rest, self.top):
             return None
@@ -208,11 +208,17 @@ class LinearForm:
 
 
 def scaled(term, scales):
-    """(the sum of the scales) * term"""
-    if scales == [Scale()]:
-        return term
+    """The terms that are together (the sum of the scales) * term."""
+    quotients = [
+        true_div(product((*scale.factors, term)), product(scale.divisors))
+        for scale in scales
+        if scale.divisors
+    ]
+    scales = [scale for scale in scales if not scale.divisors]
+    if scales in ([], [Scale()]):
+        return [term] * len(scales) + quotients
     variables = [scale.variable(term.dtype) for scale in scales]
-    return mul(add(*variables) if len(variables) > 1 else variables[0], term)
+    return [mul(add(*variables) if len(variables) > 1 else variables[0], term), *quotients]
 
 
 register(local_sparse_block_outer_update)
