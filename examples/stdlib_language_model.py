@@ -17,10 +17,12 @@ costs two softmaxes of about sqrt(V) values each, where a full softmax layer com
 import argparse
 import math
 import os
+import signal
 import sysconfig
 import time
 import tokenize
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -54,7 +56,7 @@ LEARNING_RATE = 3.0
 MIN_COUNT = 3
 HELD_OUT_FILES = 0.1
 HELD_OUT_TOKENS = 32 * BATCH
-EVALUATIONS = 10
+EVALUATIONS = 20
 
 
 # The data
@@ -238,8 +240,18 @@ def perplexity(model, contexts, tokens):
     return math.exp(-sum(model.log_p(contexts[s], tokens[s]) for s in batches) / len(tokens))
 
 
+@contextmanager
+def interrupts_noted(result):
+    """Let Ctrl-C set `result.interrupted`: raised in a Numba function, it is a SystemError."""
+    before = signal.signal(signal.SIGINT, lambda *_: setattr(result, "interrupted", True))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def train(model, stream, held_out, steps, rng, result):
-    """Update `result` along the way, so that it holds whenever training is stopped."""
+    """Train for `steps` steps, or until `result.interrupted`, and keep `result` up to date."""
     result.curve.append((0, perplexity(model, *held_out)))
     bar = tqdm(range(1, steps + 1), unit="step") if tqdm else range(1, steps + 1)
     show = bar.set_postfix_str if tqdm else print
@@ -249,10 +261,13 @@ def train(model, stream, held_out, steps, rng, result):
         model.step(*draw_examples(stream, BATCH, rng), lr)
         result.training_seconds += time.perf_counter() - start
         result.steps = step
-        if step % math.ceil(steps / EVALUATIONS) == 0 or step == steps:
+        last = result.interrupted or step == steps
+        if last or step % math.ceil(steps / EVALUATIONS) == 0:
             result.curve.append((step, perplexity(model, *held_out)))
             speed = f"{result.tokens_per_second:,.0f} tokens/s"
             show(f"step {step:,}: perplexity {result.perplexity:.1f}, {speed}")
+        if result.interrupted:
+            break
 
 
 # The outcome
@@ -318,7 +333,8 @@ def main(argv=None):
         compile_start = time.perf_counter()
         result.model = build_model(corpus.counts, options.dense, options.mode, rng)
         result.compile_seconds = time.perf_counter() - compile_start
-        train(result.model, corpus.train, held_out, options.steps, rng, result)
+        with interrupts_noted(result):
+            train(result.model, corpus.train, held_out, options.steps, rng, result)
     except KeyboardInterrupt:
         result.interrupted = True
     result.total_seconds = time.perf_counter() - start

@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+import signal
 import sysconfig
 from pathlib import Path
 
@@ -77,18 +78,19 @@ def test_language_model_stops_on_an_interrupt(example, plot, capsys, monkeypatch
         drawn.append(args)
         # The first draw is the held-out sample.
         if len(drawn) == 1 + 8:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
         return draw_examples(*args)
 
     monkeypatch.setattr(example, "draw_examples", interrupted)
     result = example.main([*SMALL, "--plot", str(plot)])
     shown = capsys.readouterr().out
 
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert result.interrupted
-    assert result.steps == 7
-    assert [step for step, _ in result.curve] == [0, 2, 4, 6]
+    assert result.steps == 8
+    assert [step for step, _ in result.curve] == [0, 1, 2, 3, 4, 5, 6, 7, 8]
     assert "Stopped before the end" in shown
-    assert "7 steps" in shown
+    assert "8 steps" in shown
     assert plot.exists() == (example.Figure is not None)
     assert ("pip install tqdm" in shown) == (example.tqdm is None)
     assert ("pip install matplotlib" in shown) == (example.Figure is None)
