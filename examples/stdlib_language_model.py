@@ -28,8 +28,8 @@ from itertools import chain
 from pathlib import Path
 
 if __name__ == "__main__":
-    # The products here are too small for threads to help, and OpenBLAS's threads wait by spinning:
-    # where another program takes a core, they make this one ten times slower.
+    # With classes, the products are too small for threads to help, and OpenBLAS's threads wait by
+    # spinning: where another program takes a core, they make this one ten times slower.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
