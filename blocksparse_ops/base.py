@@ -3,6 +3,7 @@
 from typing import ClassVar
 
 import pytensor.scalar as ps
+from pytensor.gradient import DisconnectedType, disconnected_type
 from pytensor.graph.basic import Apply
 from pytensor.link.c.op import COp
 from pytensor.tensor.basic import cast, tensor_copy
@@ -13,6 +14,7 @@ from blocksparse_ops.arguments import as_argument, foldable
 from blocksparse_ops.kernels.c import source
 from blocksparse_ops.pickling import LoadsDispatchWhenUnpickled
 from blocksparse_ops.signature import Signature
+from blocksparse_ops.zeros import zeros_like
 
 
 class SparseBlockOp(LoadsDispatchWhenUnpickled, COp):
@@ -99,6 +101,20 @@ class SparseBlockOp(LoadsDispatchWhenUnpickled, COp):
         values; a gradient that is the cotangent itself would cut off its other uses there.
         """
         return tensor_copy(cotangent)
+
+    def _pushed_forward(self, o, to, terms):
+        """The tangent of the result: that of `o`, with each term that has a tangent added to it.
+
+        A term is a tangent, and the arguments after `o` with which the op adds it.
+        """
+        terms = [x for tangent, x in terms if not isinstance(tangent.type, DisconnectedType)]
+        if isinstance(to.type, DisconnectedType):
+            if not terms:
+                return [disconnected_type()]
+            to = zeros_like(o)
+        for arguments in terms:
+            to = type(self)()(to, *arguments)
+        return [to]
 
     def _require_differentiable(self, o):
         if o.dtype in complex_dtypes:

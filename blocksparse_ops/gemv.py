@@ -4,7 +4,7 @@ from math import prod
 
 import pytensor.tensor as pt
 from pytensor import config
-from pytensor.gradient import DisconnectedType, disconnected_type
+from pytensor.gradient import disconnected_type
 from pytensor.graph.replace import _vectorize_node
 from pytensor.tensor.blockwise import vectorize_node_fallback
 from pytensor.tensor.random.utils import compute_batch_shape
@@ -79,19 +79,12 @@ class SparseBlockGemv(SparseBlockOp):
 
     def pushforward(self, inputs, outputs, tangents):
         o, W, h, inputIdx, outputIdx = inputs
-        to, tW, th = tangents[:3]
+        to, tW, th, *_ = tangents
         terms = [
-            (weights, values)
-            for weights, values, tangent in ((tW, h, tW), (W, th, th))
-            if not isinstance(tangent.type, DisconnectedType)
+            (tW, (tW, h, inputIdx, outputIdx)),
+            (th, (W, th, inputIdx, outputIdx)),
         ]
-        if isinstance(to.type, DisconnectedType):
-            if not terms:
-                return [disconnected_type()]
-            to = zeros_like(o)
-        for weights, values in terms:
-            to = sparse_block_gemv(to, weights, values, inputIdx, outputIdx)
-        return [to]
+        return self._pushed_forward(o, to, terms)
 
     def flops(self, inputs, outputs):
         """Multiplications and additions of one call, from its shapes, for PyTensor's profiler."""

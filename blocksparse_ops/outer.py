@@ -3,7 +3,7 @@
 import numpy as np
 import pytensor.tensor as pt
 from pytensor import config
-from pytensor.gradient import DisconnectedType, disconnected_type
+from pytensor.gradient import disconnected_type
 
 from blocksparse_ops import reference
 from blocksparse_ops.base import SparseBlockOp
@@ -81,21 +81,11 @@ class SparseBlockOuter(SparseBlockOp):
         o, x, y, xIdx, yIdx, alpha = inputs
         to, tx, ty, _, _, talpha = tangents
         terms = [
-            term
-            for term, tangent in (
-                ((tx, y, alpha), tx),
-                ((x, ty, alpha), ty),
-                ((x, y, talpha), talpha),
-            )
-            if not isinstance(tangent.type, DisconnectedType)
+            (tx, (tx, y, xIdx, yIdx, alpha)),
+            (ty, (x, ty, xIdx, yIdx, alpha)),
+            (talpha, (x, y, xIdx, yIdx, talpha)),
         ]
-        if isinstance(to.type, DisconnectedType):
-            if not terms:
-                return [disconnected_type()]
-            to = zeros_like(o)
-        for left, right, scale in terms:
-            to = sparse_block_outer(to, left, right, xIdx, yIdx, scale)
-        return [to]
+        return self._pushed_forward(o, to, terms)
 
     def flops(self, inputs, outputs):
         """Multiplications and additions of one call, from its shapes, for PyTensor's profiler."""

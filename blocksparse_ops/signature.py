@@ -77,19 +77,17 @@ class Signature:
             If two of them disagree already.
         """
         sizes = [size for shape in shapes for size in shape]
-        merged = {letter: sizes[self.place(letter)] for _, _, letter in self.places}
-        for size, (_, _, letter) in zip(sizes, self.places, strict=True):
-            if merged[letter] is None:
-                merged[letter] = size
+        known: dict[str, int] = {}
         for position, (size, (_, _, letter)) in enumerate(zip(sizes, self.places, strict=True)):
-            if size is not None and size != merged[letter]:
-                known = next(
-                    k
-                    for k, (_, _, other) in enumerate(self.places)
-                    if other == letter and sizes[k] is not None
-                )
-                raise ValueError(self._disagreement(known, sizes[known], position, size))
-        return merged
+            if size is None:
+                continue
+            first = known.setdefault(letter, position)
+            if sizes[first] != size:
+                raise ValueError(self._disagreement(first, sizes[first], position, size))
+        return {
+            letter: sizes[known[letter]] if letter in known else None
+            for _, _, letter in self.places
+        }
 
     def place_name(self, position: int) -> str:
         """What a position in `places` is called in errors."""
