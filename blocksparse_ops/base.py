@@ -3,9 +3,10 @@
 from typing import ClassVar
 
 import pytensor.scalar as ps
+from pytensor import config
 from pytensor.gradient import DisconnectedType, disconnected_type
 from pytensor.graph.basic import Apply
-from pytensor.link.c.op import COp
+from pytensor.link.c.op import OpenMPOp
 from pytensor.tensor.basic import cast, tensor_copy
 from pytensor.tensor.type import complex_dtypes, discrete_dtypes, tensor
 
@@ -17,7 +18,7 @@ from blocksparse_ops.signature import Signature
 from blocksparse_ops.zeros import zeros_like
 
 
-class SparseBlockOp(LoadsDispatchWhenUnpickled, COp):
+class SparseBlockOp(LoadsDispatchWhenUnpickled, OpenMPOp):
     """An op whose first argument is what is added to.
 
     A subclass gives its `signature`, the C++ class that computes it, and its mathematics.
@@ -31,6 +32,7 @@ class SparseBlockOp(LoadsDispatchWhenUnpickled, COp):
     kernel: ClassVar[str]
 
     def __init__(self, inplace: bool = False):
+        super().__init__(openmp=False)
         self.inplace = inplace
         if inplace:
             self.destroy_map = {0: [0]}
@@ -128,7 +130,13 @@ class SparseBlockOp(LoadsDispatchWhenUnpickled, COp):
         return source.support_code()
 
     def c_compile_args(self, **kwargs):
-        return list(source.COMPILE_ARGS)
+        # Whether there are threads is settled when a graph is compiled, not when an op is made.
+        self.openmp = config.openmp
+        return [*source.COMPILE_ARGS, *super().c_compile_args(**kwargs)]
+
+    def c_headers(self, **kwargs):
+        # The C++ files include what they need.
+        return []
 
     def c_code_cache_version(self):
         return source.version()

@@ -1,6 +1,9 @@
-"""The measured thresholds between kernel paths, for the C and the Numba kernels alike."""
+"""The measured thresholds between kernel paths."""
 
-# Going block by block pays from this many triples a block in use on; below, each output row is
-# summed by itself. With the C kernel in float32, blocks of 8 to 256 and rows in random order, block
-# by block took 0.93 to 1.02 of the time at 1 triple a block, 0.58 to 0.87 at 2, 0.34 to 0.59 at 8.
+# With fewer multiplications than this, a thread costs more than it gains.
+PRODUCTS_OF_A_THREAD = 1 << 18
+
+# Numba's plain loops go block by block from this many triples a block in use on; below, each output
+# row is summed by itself. With blocks of 8 to 256 and rows in random order, block by block took
+# 0.93 to 1.02 of the time at 1 triple a block, 0.58 to 0.87 at 2, 0.34 to 0.59 at 8.
 PLANNED_REUSE = 2

@@ -1,8 +1,9 @@
 // The arrays that kernels work on: a pointer, sizes, and strides in bytes. No Python here.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
-#include <vector>
+#include <memory>
 
 namespace blocksparse {
 
@@ -18,14 +19,34 @@ struct Array {
     Integer integer = Integer::none;  // what an index array holds
 };
 
+// Scratch memory whose elements start with any value: none is read before it is written.
+template <class T>
+class Buffer {
+   public:
+    Buffer() = default;
+    explicit Buffer(i64 size) : elements(new T[static_cast<std::size_t>(size)]), length(size) {}
+
+    i64 size() const { return length; }
+    T& operator[](i64 at) { return elements[at]; }
+    const T& operator[](i64 at) const { return elements[at]; }
+    T* begin() { return elements.get(); }
+    T* end() { return elements.get() + length; }
+    const T* begin() const { return elements.get(); }
+    const T* end() const { return elements.get() + length; }
+
+   private:
+    std::unique_ptr<T[]> elements;
+    i64 length = 0;
+};
+
 // The addresses of the rows of a (batch, window, size) array: row example * window + position.
 class Rows {
    public:
-    void reserve(i64 rows) { offsets.resize(static_cast<std::size_t>(rows)); }
+    void reserve(i64 rows) { offsets = Buffer<i64>(rows); }
 
     void locate(const Array& array) {
         data = array.data;
-        i64* offset = offsets.data();
+        i64* offset = offsets.begin();
         for (i64 example = 0; example < array.shape[0]; ++example)
             for (i64 position = 0; position < array.shape[1]; ++position)
                 *offset++ = example * array.strides[0] + position * array.strides[1];
@@ -35,7 +56,7 @@ class Rows {
 
    private:
     char* data = nullptr;
-    std::vector<i64> offsets;
+    Buffer<i64> offsets;
 };
 
 }  // namespace blocksparse

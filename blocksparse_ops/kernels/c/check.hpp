@@ -3,8 +3,8 @@
 
 #include "arrays.hpp"
 
+#include <algorithm>
 #include <cstring>
-#include <vector>
 
 namespace blocksparse {
 
@@ -30,9 +30,9 @@ struct Agreement {
 
 inline Fault check_sizes(const Array* arguments, int count, const Agreement* agreements,
                          int agreement_count) {
-    std::vector<i64> sizes;
+    i64 sizes[24], *next = sizes;  // of six arguments at the most
     for (int a = 0; a < count; ++a)
-        sizes.insert(sizes.end(), arguments[a].shape, arguments[a].shape + arguments[a].ndim);
+        next = std::copy_n(arguments[a].shape, arguments[a].ndim, next);
     for (int k = 0; k < agreement_count; ++k) {
         const i64 one = sizes[agreements[k].one], other = sizes[agreements[k].other];
         if (one != other) return {shape_fault, k, one, other, 0, 0};
@@ -74,9 +74,9 @@ constexpr int input_index = 3, output_index = 4;
 
 // Writes the indices of one argument, counted from the start, row after row.
 inline Fault check_index(const Array& index, i64 argument, i64 blocks,
-                         std::vector<i64>& from_start) {
-    from_start.resize(static_cast<std::size_t>(index.shape[0] * index.shape[1]));
-    i64* out = from_start.data();
+                         Buffer<i64>& from_start) {
+    from_start = Buffer<i64>(index.shape[0] * index.shape[1]);
+    i64* out = from_start.begin();
     switch (index.integer) {
         case Integer::i8: return check_index_as<std::int8_t>(index, argument, blocks, out);
         case Integer::i16: return check_index_as<std::int16_t>(index, argument, blocks, out);
@@ -90,7 +90,7 @@ inline Fault check_index(const Array& index, i64 argument, i64 blocks,
 }
 
 struct Indices {
-    std::vector<i64> input, output;  // counted from the start, row after row
+    Buffer<i64> input, output;  // counted from the start, row after row
 };
 
 // Checks all that can be wrong with a call of either op.

@@ -6,6 +6,7 @@
 
 #include "check.hpp"
 #include "choose.hpp"
+#include "threads.hpp"
 
 #include <new>
 #include <stdexcept>
@@ -94,20 +95,20 @@ bool call(const char* op, PyArrayObject* const* inputs, PyArrayObject** output, 
     Array arguments[Kernel::arguments];
     for (int a = 0; a < Kernel::arguments; ++a) arguments[a] = view(inputs[a]);
     Kernel kernel;
-    Fault fault = without_gil(
-        [&] { return kernel.prepare(arguments, agreements, agreement_count, thresholds); });
+    Fault fault = without_gil([&] {
+        return kernel.prepare(arguments, agreements, agreement_count, thresholds, most_threads());
+    });
     if (fault) {
         raise_fault(op, fault);
         return false;
     }
     if (!place_output(inputs[0], output, inplace)) return false;
-    const Array out = view(*output);
-    fault = without_gil([&] {
-        kernel.run(out);
+    kernel.place(view(*output));
+    without_gil([&] {
+        on_threads(kernel.threads(), [&](int thread) { kernel.work(thread); });
         return Fault{};
     });
-    if (fault) raise_fault(op, fault);
-    return !fault;
+    return true;
 }
 
 }  // namespace blocksparse

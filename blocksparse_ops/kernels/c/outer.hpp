@@ -3,7 +3,9 @@
 
 #include "check.hpp"
 #include "choose.hpp"
+#include "pack.hpp"
 #include "plan.hpp"
+#include "split.hpp"
 #include "tile.hpp"
 
 namespace blocksparse {
@@ -13,20 +15,22 @@ class Outer {
    public:
     static constexpr int arguments = 6;  // o, x, y, xIdx, yIdx, alpha
 
-    // Checks, plans and takes all the memory that run() needs. Writes nothing of the caller's.
+    // Checks, plans and takes all the memory that work() needs. Writes nothing of the caller's.
     Fault prepare(const Array* args, const Agreement* agreements, int agreement_count,
-                  const Thresholds&) {
+                  const Thresholds& thresholds, int most_threads) {
         x = args[1];
         y = args[2];
         alpha = load<T>(args[5].data);
-        const i64 batch = x.shape[0], iBlocks = args[0].shape[0], oBlocks = args[0].shape[1];
-        const i64 inputs = x.shape[1], outputs = y.shape[1];
+        const i64 batch = x.shape[0], inputs = x.shape[1], outputs = y.shape[1];
+        const i64 iBlocks = args[0].shape[0], oBlocks = args[0].shape[1];
         Indices indices;
         if (Fault fault = check(args, arguments, agreements, agreement_count, batch, inputs,
                                 outputs, iBlocks, oBlocks, indices))
             return fault;
-        plan = make_plan(indices.input, indices.output, batch, inputs, outputs, iBlocks, oBlocks);
-        panel.resize(panel_size<T>);
+        workers = threads_for(batch * inputs * outputs, x.shape[2] * y.shape[2], thresholds,
+                              most_threads);
+        plan = make_plan({indices.input, inputs, iBlocks}, {indices.output, outputs, oBlocks}, batch);
+        scratch = Buffer<T>(workers * panel_elements<T>);
         x_rows.reserve(batch * inputs);
         y_rows.reserve(batch * outputs);
         x_rows.locate(x);
@@ -34,47 +38,107 @@ class Outer {
         return {};
     }
 
-    // `out` holds the initial values.
-    void run(const Array& out) {
-        for (i64 g = 0; g < plan.groups(); ++g) {
-            char* block = out.data + plan.input_block[g] * out.strides[0] +
-                          plan.output_block[g] * out.strides[1];
-            for_each_panel<T>(out.shape[3], [&](auto vectors, i64 n0, i64 columns) {
-                constexpr int NV = decltype(vectors)::value;
-                for_each_chunk(plan.start[g + 1] - plan.start[g], [&](i64 first, i64 depth) {
-                    const i64* output_row = &plan.output_row[plan.start[g] + first];
-                    with_panel(
-                        panel.data(), depth,
-                        [&](i64 k) { return y_rows[output_row[k]] + n0 * y.strides[2]; }, y.strides[2],
-                        columns, NV * Vector<T>::lanes, [&](const auto& right) {
-                            for_each_tile(out.shape[2], [&](auto rows_here, i64 m0) {
-                                add_outer<decltype(rows_here)::value, NV>(
-                                    out, block + m0 * out.strides[2] + n0 * out.strides[3], m0,
-                                    &plan.input_row[plan.start[g] + first], depth, columns, right);
-                            });
-                        });
+    // To be called before work(). `array` holds the initial values.
+    void place(const Array& array) { out = array; }
+
+    int threads() const { return workers; }
+
+    // The part of one thread. All parts may be worked on side by side.
+    void work(int thread) {
+        const i64 panels = panel_count<T>(out.shape[3]);
+        const i64 triples = plan.groups ? plan.start[plan.groups] : 0;
+        const Share share(triples * panels, thread, workers);
+        T* panel_scratch = scratch.begin() + thread * panel_elements<T>;
+        for (i64 g = 0; g < plan.groups; ++g) {
+            const i64 first = plan.start[g], rows = plan.start[g + 1] - first;
+            // A panel weighs as much as its block has triples, and belongs to whose share it
+            // starts in.
+            const i64 begin = first * panels;
+            if (begin >= share.last || begin + (panels - 1) * rows < share.first) continue;
+            for_each_chunk(rows, chunk_rows, [&](i64 r, i64 length) {
+                const Chunk chunk = resolve(g, first + r, length);
+                for_each_panel<T>(out.shape[3], [&](const auto& panel) {
+                    if (share.has(begin + panel.number * rows))
+                        add_panel(chunk, panel, panel_scratch);
                 });
             });
         }
     }
 
    private:
-    Array x, y;
+    static constexpr i64 size = sizeof(T);
+
+    Array x, y, out;
     T alpha;
     Plan plan;
-    std::vector<T> panel;
+    int workers;
+    Buffer<T> scratch;
     Rows x_rows, y_rows;
 
-    template <int rows, int vectors, class Right>
-    void add_outer(const Array& out, char* corner, i64 m0, const i64* input_row, i64 depth,
-                   i64 columns, const Right& right) const {
-        Tile<T, rows, vectors> tile;
+    // So many rows of the widest panel fit into the scratch.
+    static constexpr i64 chunk_rows = panel_elements<T> / widest_panel<T>;
+
+    // Some triples of a block: where the block and the one that comes after it lie, and the rows.
+    struct Chunk {
+        char *here, *next;
+        i64 length;
+        const char *left[chunk_rows], *right[chunk_rows];
+    };
+
+    char* block(i64 g) const {
+        return out.data + plan.block[g].of[0] * out.strides[0] +
+               plan.block[g].of[1] * out.strides[1];
+    }
+
+    Chunk resolve(i64 g, i64 t, i64 length) const {
+        Chunk chunk;
+        chunk.here = block(g);
+        chunk.next = g + 1 < plan.groups ? block(g + 1) : nullptr;
+        chunk.length = length;
+        for (i64 k = 0; k < length; ++k) {
+            chunk.left[k] = x_rows[plan.triple[t + k].row[0]];
+            chunk.right[k] = y_rows[plan.triple[t + k].row[1]];
+        }
+        return chunk;
+    }
+
+    template <class Panel>
+    __attribute__((noinline)) void add_panel(const Chunk& chunk, const Panel& panel,
+                                             T* scratch) const {
+        const i64 column = panel.first * out.strides[3];
+        const auto add_tiles = [&](const auto& right) {
+            for_each_tile<Panel::rows>(out.shape[2], [&](auto rows, i64 m) {
+                add_tile<decltype(rows)::value>(chunk, m, m * out.strides[2] + column, panel,
+                                                right);
+            });
+        };
+        if (y.strides[2] == size) {
+            const i64 first = panel.first * size;
+            add_tiles([&chunk, first](i64 k) { return chunk.right[k] + first; });
+        } else {
+            for (i64 k = 0; k < chunk.length; ++k)
+                for (i64 n = 0; n < panel.columns; ++n)
+                    scratch[k * Panel::width + n] =
+                        load<T>(chunk.right[k] + (panel.first + n) * y.strides[2]);
+            add_tiles(Right{reinterpret_cast<const char*>(scratch), Panel::width * size});
+        }
+    }
+
+    // Rows m to m + rows of a panel, which lie `offset` behind the start of the block.
+    template <int rows, class Panel, class RightRow>
+    void add_tile(const Chunk& chunk, i64 m, i64 offset, const Panel& panel,
+                  const RightRow& right) const {
+        const i64 step = x.strides[2];
+        Prefetch prefetch{nullptr, 0, 0, 0};
+        if (chunk.next && out.strides[3] == size)
+            prefetch = {chunk.next + offset, rows, panel.columns * size, out.strides[2]};
+        prefetch.spread(ceil_div(chunk.length, strip_depth));
+        Tile<Panel, rows> tile(panel);
         tile.accumulate(
-            depth,
-            [&](int m, i64 k) { return load<T>(x_rows[input_row[k]] + (m0 + m) * x.strides[2]); },
-            right);
-        tile.add([&](int m) { return corner + m * out.strides[2]; }, out.strides[3], columns,
-                 alpha);
+            chunk.length, [&](int r, i64 k) { return load<T>(chunk.left[k] + (m + r) * step); },
+            right, prefetch);
+        char* corner = chunk.here + offset;
+        tile.add([&](int r) { return corner + r * out.strides[2]; }, out.strides[3], alpha);
     }
 };
 

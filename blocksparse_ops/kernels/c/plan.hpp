@@ -3,71 +3,123 @@
 
 #include "arrays.hpp"
 
-#include <vector>
+#include <algorithm>
+#include <utility>
 
 namespace blocksparse {
 
-// Group g is the block (input_block[g], output_block[g]); it joins row input_row[t] of the input
-// with row output_row[t] of the output for start[g] <= t < start[g + 1]. A row is an example and
-// a position in its window, example * window + position.
-struct Plan {
-    std::vector<i64> start;
-    std::vector<i64> input_block, output_block;
-    std::vector<i64> input_row, output_row;
+// The number of a row, an example and a position in its window: example * window + position. Of 32
+// bits: a plan is as large as its triples, and its cost is to write and to read them.
+using Row = std::uint32_t;
 
-    i64 groups() const { return static_cast<i64>(input_block.size()); }
+// One of the two index arrays: its blocks, row after row.
+struct Side {
+    const Buffer<i64>& blocks_of_rows;
+    i64 window, blocks;
 };
 
-// Turns counts into the position at which each key's entries start.
-inline void counts_to_starts(std::vector<i64>& counts) {
-    i64 total = 0;
-    for (i64& count : counts) {
-        const i64 here = count;
-        count = total;
-        total += here;
+// Group g is a block, named by its number on either side. It joins the rows of either side in
+// triples start[g] to start[g + 1].
+struct Plan {
+    struct Block {
+        i64 of[2];
+    };
+    struct Triple {
+        Row row[2];
+    };
+    i64 groups = 0;
+    Buffer<i64> start;
+    Buffer<Block> block;
+    Buffer<Triple> triple;
+};
+
+// The blocks in use numbered in their order, so that those that are not cost a bit each.
+class Ranks {
+   public:
+    explicit Ranks(const Side& side)
+        : used(side.blocks / 64 + 1), before(side.blocks / 64 + 1), of_rows(side.blocks_of_rows.size()) {
+        std::fill(used.begin(), used.end(), 0);
+        for (i64 block : side.blocks_of_rows) used[block / 64] |= std::uint64_t{1} << block % 64;
+        for (i64 word = 0; word < used.size(); ++word) {
+            before[word] = count;
+            count += __builtin_popcountll(used[word]);
+        }
+        for (i64 row = 0; row < of_rows.size(); ++row) of_rows[row] = rank(side.blocks_of_rows[row]);
     }
+
+    i64 size() const { return count; }
+    i64 rows() const { return of_rows.size(); }
+    Row operator[](i64 row) const { return of_rows[row]; }
+
+   private:
+    Buffer<std::uint64_t> used;
+    Buffer<Row> before, of_rows;
+    Row count = 0;
+
+    Row rank(i64 block) const {
+        const std::uint64_t below = (std::uint64_t{1} << block % 64) - 1;
+        return before[block / 64] + __builtin_popcountll(used[block / 64] & below);
+    }
+};
+
+// Where each rank's entries start if each of its rows has `entries` of them.
+inline Buffer<i64> starts(const Ranks& ranks, i64 entries) {
+    Buffer<i64> next(ranks.size());
+    std::fill(next.begin(), next.end(), 0);
+    for (i64 row = 0; row < ranks.rows(); ++row) next[ranks[row]] += entries;
+    i64 total = 0;
+    for (i64& count : next) total += std::exchange(count, total);
+    return next;
 }
 
-// Rows in the order of their block, equal blocks in the order in which they stand.
-inline std::vector<i64> sort_rows(const std::vector<i64>& blocks_of_rows, i64 blocks) {
-    std::vector<i64> next(static_cast<std::size_t>(blocks), 0), order(blocks_of_rows.size());
-    for (i64 block : blocks_of_rows) ++next[block];
-    counts_to_starts(next);
-    for (std::size_t row = 0; row < blocks_of_rows.size(); ++row)
-        order[next[blocks_of_rows[row]]++] = static_cast<i64>(row);
+// Rows in the order of their rank, equal ranks in the order in which they stand.
+inline Buffer<Row> sort_rows(const Ranks& ranks) {
+    Buffer<i64> next = starts(ranks, 1);
+    Buffer<Row> order(ranks.rows());
+    for (i64 row = 0; row < ranks.rows(); ++row)
+        order[next[ranks[row]]++] = static_cast<Row>(row);
     return order;
 }
 
-// A counting sort in two passes, by input block and then, stably, by output block: the groups
-// come in the order of their output block. The cost is O(triples + iBlocks + oBlocks).
-inline Plan make_plan(const std::vector<i64>& inputIdx, const std::vector<i64>& outputIdx,
-                      i64 batch, i64 inputs, i64 outputs, i64 iBlocks, i64 oBlocks) {
-    Plan plan;
-    const i64 triples = batch * inputs * outputs;
-    if (triples == 0) return plan;
-    plan.input_row.resize(static_cast<std::size_t>(triples));
-    plan.output_row.resize(static_cast<std::size_t>(triples));
+// Cuts the sorted triples into runs of one block. `ends` has where the triples of each rank of the
+// first side end.
+inline void group(Plan& plan, const Buffer<i64>& ends, const Side& first, const Side& second) {
+    i64 t = 0;
+    plan.start[0] = 0;
+    for (i64 end : ends)
+        for (i64 last = -1; t < end; ++t) {
+            const i64 block = second.blocks_of_rows[plan.triple[t].row[1]];
+            // No branch: where a run ends cannot be foretold.
+            plan.groups += block != last;
+            plan.start[plan.groups] = t + 1;
+            last = block;
+        }
+    for (i64 g = 0; g < plan.groups; ++g) {
+        const Row* row = plan.triple[plan.start[g]].row;
+        plan.block[g] = {{first.blocks_of_rows[row[0]], second.blocks_of_rows[row[1]]}};
+    }
+}
 
-    std::vector<i64> next(static_cast<std::size_t>(oBlocks), 0);
-    for (i64 block : outputIdx) next[block] += inputs;
-    counts_to_starts(next);
-    for (i64 input_row : sort_rows(inputIdx, iBlocks)) {
-        const i64 first = input_row / inputs * outputs;
-        for (i64 output_row = first; output_row < first + outputs; ++output_row) {
-            const i64 t = next[outputIdx[output_row]]++;
-            plan.input_row[t] = input_row;
-            plan.output_row[t] = output_row;
-        }
+// A counting sort of the triples in two passes, by the second side's block and then, stably, by the
+// first's. The cost is O(triples), and a bit for each block.
+inline Plan make_plan(const Side& first, const Side& second, i64 batch) {
+    Plan plan;
+    const i64 triples = batch * first.window * second.window;
+    if (triples == 0) return plan;
+    const Ranks ranks(first), minor_ranks(second);
+    plan.triple = Buffer<Plan::Triple>(triples);
+    Buffer<i64> next = starts(ranks, second.window);
+    for (Row minor : sort_rows(minor_ranks)) {
+        const i64 begin = minor / second.window * first.window;
+        for (i64 row = begin; row < begin + first.window; ++row)
+            plan.triple[next[ranks[row]]++] = {static_cast<Row>(row), minor};
     }
-    for (i64 t = 0; t < triples; ++t) {
-        const i64 i = inputIdx[plan.input_row[t]], j = outputIdx[plan.output_row[t]];
-        if (t == 0 || i != plan.input_block.back() || j != plan.output_block.back()) {
-            plan.start.push_back(t);
-            plan.input_block.push_back(i);
-            plan.output_block.push_back(j);
-        }
-    }
-    plan.start.push_back(triples);
+    // The product of the ranks may overflow.
+    const i64 of_each = std::min(triples, minor_ranks.size());
+    const i64 most = triples / of_each < ranks.size() ? triples : ranks.size() * of_each;
+    plan.start = Buffer<i64>(most + 1);
+    plan.block = Buffer<Plan::Block>(most);
+    group(plan, next, first, second);
     return plan;
 }
 

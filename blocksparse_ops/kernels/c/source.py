@@ -5,11 +5,26 @@ from functools import cache
 from hashlib import sha256
 from importlib.resources import files
 
-from blocksparse_ops.kernels.thresholds import PLANNED_REUSE
+from blocksparse_ops.kernels.thresholds import PRODUCTS_OF_A_THREAD
 from blocksparse_ops.signature import Signature
 
 # Each file after those that it includes.
-HEADERS = ("arrays", "check", "choose", "plan", "tile", "gemv", "outer", "numpy")
+HEADERS = (
+    "arrays",
+    "check",
+    "choose",
+    "split",
+    "threads",
+    "plan",
+    "tile",
+    "pack",
+    "product",
+    "by_block",
+    "shared",
+    "gemv",
+    "outer",
+    "numpy",
+)
 
 SCALARS = {"float32": "npy_float32", "float64": "npy_float64"}
 
@@ -27,7 +42,7 @@ def support_code() -> str:
 @cache
 def version() -> tuple[str, ...]:
     """What the compiled code depends on besides the graph."""
-    return (sha256(support_code().encode()).hexdigest(), *COMPILE_ARGS, str(PLANNED_REUSE))
+    return (sha256(support_code().encode()).hexdigest(), *COMPILE_ARGS, str(PRODUCTS_OF_A_THREAD))
 
 
 def call(
@@ -55,7 +70,7 @@ def call(
         const blocksparse::Agreement agreements[] = {{{agreements}}};
         if (!blocksparse::call<blocksparse::{kernel}<{SCALARS[dtype]}>>(
                 "{signature.op}", arguments, &{output}, {str(inplace).lower()}, agreements,
-                {len(signature.agreements)}, {{{PLANNED_REUSE}}})) {{
+                {len(signature.agreements)}, {{{PRODUCTS_OF_A_THREAD}}})) {{
             {fail}
         }}
     }}

@@ -1,0 +1,61 @@
+// What both paths of the product work on.
+#pragma once
+
+#include "check.hpp"
+#include "pack.hpp"
+#include "tile.hpp"
+
+#include <cstdlib>
+
+namespace blocksparse {
+
+template <class T>
+struct Product {
+    static constexpr i64 size = sizeof(T);
+
+    Array W, h, out;
+    i64 batch, inputs, outputs, depth, columns;
+    Indices indices;
+
+    Fault prepare(const Array* args, int count, const Agreement* agreements, int agreement_count) {
+        W = args[1];
+        h = args[2];
+        batch = h.shape[0], inputs = h.shape[1], outputs = args[0].shape[1];
+        depth = W.shape[2], columns = W.shape[3];
+        return check(args, count, agreements, agreement_count, batch, inputs, outputs, W.shape[0],
+                     W.shape[1], indices);
+    }
+
+    const char* block(i64 i, i64 j) const {
+        return W.data + i * W.strides[0] + j * W.strides[1];
+    }
+
+    i64 panels() const { return panel_count<T>(columns); }
+
+    bool columns_lie_together() const {
+        return std::abs(W.strides[2]) < std::abs(W.strides[3]);
+    }
+
+    // Rows of a block to be fetched: none if there is no block, or if their elements lie apart.
+    Prefetch rows_of(const char* block, i64 first, i64 count) const {
+        if (!block || W.strides[3] != size) return {nullptr, 0, 0, 0};
+        return {block + first * W.strides[2], std::min(count, depth - first), columns * size,
+                W.strides[2]};
+    }
+
+    Prefetch columns_of(const char* block, i64 first, i64 count) const {
+        if (!block || W.strides[2] != size) return {nullptr, 0, 0, 0};
+        return {block + first * W.strides[3], std::min(count, columns - first), depth * size,
+                W.strides[3]};
+    }
+
+    // Rows k0 to k0 + length of a block's panel as a tile reads them, in the scratch if need be.
+    template <class Panel>
+    Right right(const char* block, i64 k0, i64 length, const Panel& panel, T* scratch,
+                Prefetch& prefetch) const {
+        return by_rows(block + k0 * W.strides[2], W.strides[2], W.strides[3], length, panel,
+                       scratch, prefetch);
+    }
+};
+
+}  // namespace blocksparse

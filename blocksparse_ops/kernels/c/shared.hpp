@@ -1,0 +1,80 @@
+// The product if all examples use the same blocks: what a whole window adds is summed in registers.
+#pragma once
+
+#include "pack.hpp"
+#include "product.hpp"
+#include "split.hpp"
+
+namespace blocksparse {
+
+template <class T>
+class Shared {
+   public:
+    static void work(const Product<T>& p, int thread, int threads, T* scratch) {
+        const bool by_example = p.batch >= p.outputs;
+        const Share share(by_example ? p.batch : p.outputs, thread, threads);
+        const Share all_examples(p.batch, 0, 1), all_outputs(p.outputs, 0, 1);
+        const Share& examples = by_example ? share : all_examples;
+        const Share& outputs = by_example ? all_outputs : share;
+        if (examples.first == examples.last) return;
+        for_each_slice(p, [&](const Slice& slice) {
+            for (i64 w = outputs.first; w < outputs.last; ++w)
+                for_each_panel<T>(p.columns, [&](const auto& panel) {
+                    multiply(p, examples, w, outputs.last, slice, panel, scratch);
+                });
+        });
+    }
+
+   private:
+    static const char* block(const Product<T>& p, i64 v, i64 w) {
+        return p.block(p.indices.input[v], p.indices.output[w]);
+    }
+
+    // Some positions of the input window, and some of their depth: no more than a chunk together.
+    struct Slice {
+        i64 first, last, k0, length;
+    };
+
+    template <class Use>
+    static void for_each_slice(const Product<T>& p, const Use& use) {
+        const i64 chunk = chunk_depth<T>(p.columns);
+        const i64 together = std::max<i64>(1, chunk / std::max<i64>(1, p.depth));
+        for (i64 v = 0; v < p.inputs; v += together)
+            for_each_chunk(p.depth, chunk, [&](i64 k0, i64 length) {
+                use(Slice{v, std::min(v + together, p.inputs), k0, length});
+            });
+    }
+
+    // The blocks of a slice and of output position w; while these are worked on, those of the next
+    // position are fetched.
+    template <class Panel>
+    __attribute__((noinline)) static void multiply(const Product<T>& p, const Share& examples,
+                                                   i64 w, i64 end, const Slice& slice,
+                                                   const Panel& panel, T* scratch) {
+        Factor factors[most_depth];
+        const i64 rows = examples.last - examples.first;
+        const i64 times = ceil_div(rows, Panel::rows) * ceil_div(slice.length, strip_depth);
+        for (i64 v = slice.first; v < slice.last; ++v, scratch += slice.length * Panel::width) {
+            const char* next = w + 1 < end ? block(p, v, w + 1) : nullptr;
+            Prefetch prefetch = p.rows_of(next, slice.k0, slice.length);
+            prefetch.spread(times * p.panels());
+            factors[v - slice.first] = {
+                p.right(block(p, v, w), slice.k0, slice.length, panel, scratch, prefetch), prefetch};
+        }
+        const char* left = p.h.data + slice.first * p.h.strides[1] + slice.k0 * p.h.strides[2];
+        char* to = p.out.data + w * p.out.strides[1] + panel.first * p.out.strides[2];
+        for_each_tile<Panel::rows>(rows, [&](auto count, i64 r) {
+            constexpr int here = decltype(count)::value;
+            TileRows<here> tile;
+            for (int m = 0; m < here; ++m) {
+                const i64 b = examples.first + r + m;
+                tile.left[m] = left + b * p.h.strides[0];
+                tile.to[m] = to + b * p.out.strides[0];
+            }
+            add_products(tile, p.h.strides[2], p.h.strides[1], factors, slice.last - slice.first,
+                         slice.length, p.out.strides[2], panel);
+        });
+    }
+};
+
+}  // namespace blocksparse
