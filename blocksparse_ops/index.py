@@ -2,18 +2,19 @@
 
 from pytensor.gradient import disconnected_type
 from pytensor.graph.basic import Apply
-from pytensor.graph.op import Op
 from pytensor.graph.replace import _vectorize_node
+from pytensor.link.c.op import COp
 from pytensor.tensor.basic import as_tensor_variable, cast
 from pytensor.tensor.blockwise import vectorize_node_fallback
 
 from blocksparse_ops.arguments import as_block_index, foldable, require_integers
+from blocksparse_ops.kernels.c import source
 from blocksparse_ops.pickling import LoadsDispatchWhenUnpickled
 from blocksparse_ops.reference import first_out_of_range
 from blocksparse_ops.signature import disagreement, out_of_range
 
 
-class CheckBlockIndex(LoadsDispatchWhenUnpickled, Op):
+class CheckBlockIndex(LoadsDispatchWhenUnpickled, COp):
     """``index``, or an IndexError if one of its values lies outside [-blocks, blocks)
 
     PyTensor's gather does not check its indices in Numba mode. A gather of ``index`` through
@@ -76,6 +77,21 @@ class CheckBlockIndex(LoadsDispatchWhenUnpickled, Op):
     def perform(self, node, inputs, output_storage):
         self.check(*inputs)
         output_storage[0][0] = inputs[0]
+
+    def c_support_code(self, **kwargs):
+        return source.support_code()
+
+    def c_compile_args(self, **kwargs):
+        return list(source.COMPILE_ARGS)
+
+    def c_code_cache_version(self):
+        return source.version()
+
+    def c_code(self, node, name, inputs, outputs, sub):
+        props = (self.caller, self.argument, self.blocks, self.equal)
+        index, *numbers = inputs
+        (output,) = outputs
+        return source.check(props, index, numbers, output, sub["fail"])
 
     def do_constant_folding(self, fgraph, node):
         return foldable(node, self.check)

@@ -20,20 +20,19 @@ class ByBlock {
         h_rows.reserve(p.batch * p.inputs);
         h_rows.locate(p.h);
         out_rows.reserve(p.batch * p.outputs);
-        panels = panel_count<T>(p.columns);
-        if (threads > 1) count_triples(p.W.shape[1], threads);
+        if (threads > 1) count_triples(p, threads);
     }
 
     void place(const Product<T>& p) { out_rows.locate(p.out); }
 
     void work(const Product<T>& p, int thread, int threads, T* scratch) const {
-        const Part part = part_of(p, thread, threads);
-        for (Group here = next_group(p, 0, part), next; here.block; here = next) {
-            next = next_group(p, here.number + 1, part);
+        const Work work = work_of(p, thread, threads);
+        for (Group here = next_group(p, 0, work), next; here.block; here = next) {
+            next = next_group(p, here.number + 1, work);
             if (p.columns_lie_together())
-                multiply_by_panel(p, here, next, part, scratch);
+                multiply_by_panel(p, here, next, scratch);
             else
-                multiply_by_chunk(p, here, next, part, scratch);
+                multiply_by_chunk(p, here, next, scratch);
         }
     }
 
@@ -41,7 +40,6 @@ class ByBlock {
     Plan plan;
     bool output_first;
     Rows h_rows, out_rows;
-    i64 panels;
     Buffer<i64> triples_before;  // each output block
     bool too_few_panels;         // to give each thread one
 
@@ -50,7 +48,8 @@ class ByBlock {
     i64 input_row(i64 t) const { return plan.triple[t].row[output_first ? 1 : 0]; }
     i64 output_row(i64 t) const { return plan.triple[t].row[output_first ? 0 : 1]; }
 
-    void count_triples(i64 oBlocks, int threads) {
+    void count_triples(const Product<T>& p, int threads) {
+        const i64 oBlocks = p.W.shape[1];
         triples_before = Buffer<i64>(oBlocks + 1);
         std::fill(triples_before.begin(), triples_before.end(), 0);
         for (i64 g = 0; g < plan.groups; ++g)
@@ -60,52 +59,45 @@ class ByBlock {
             used += triples_before[j + 1] > 0;
             triples_before[j + 1] += triples_before[j];
         }
-        too_few_panels = used * panels < threads;
+        too_few_panels = used * Panels<T>(p.columns).size() < threads;
     }
 
-    // What of the plan a thread works on: all, some examples, or some panels of output blocks.
-    struct Part {
-        enum { all, examples, panels } kind;
+    // What a thread works on: all, some panels of output blocks, or some examples.
+    struct Work {
+        enum { all, panels, examples } kind;
+        Part part;
         Share share;
     };
 
-    Part part_of(const Product<T>& p, int thread, int threads) const {
-        if (threads == 1) return {Part::all, Share(0, 0, 1)};
-        if (too_few_panels) return {Part::examples, Share(p.batch, thread, threads)};
-        return {Part::panels, Share(triples_before[p.W.shape[1]] * panels, thread, threads)};
+    Work work_of(const Product<T>& p, int thread, int threads) const {
+        if (threads == 1) return {Work::all, {0, 0, 0, 1}, {0, 0}};
+        if (too_few_panels) return {Work::examples, {0, 0, 0, 1}, {p.batch, thread, threads}};
+        const i64 triples = triples_before[p.W.shape[1]];
+        return {Work::panels, {triples, Panels<T>(p.columns).size(), thread, threads}, {0, 0}};
     }
 
-    // A panel weighs as much as its block has triples, and belongs to whose share it starts in.
-    bool has(const Part& part, i64 g, i64 panel) const {
-        if (part.kind != Part::panels) return true;
-        const i64 j = output_block(g), before = triples_before[j];
-        return part.share.has(before * panels + panel * (triples_before[j + 1] - before));
-    }
-
-    bool has_any_panel(const Part& part, i64 g) const {
-        for (i64 panel = 0; panel < panels; ++panel)
-            if (has(part, g, panel)) return true;
-        return false;
-    }
-
-    // The triples of a block that are to be worked on.
+    // The triples and the panels of a block that are to be worked on.
     struct Group {
         const char* block = nullptr;
-        i64 number = 0, first = 0, last = 0;
+        i64 number = 0, first = 0, last = 0, first_panel = 0, end_panel = 0;
 
         i64 rows() const { return last - first; }
     };
 
-    // The first group from number g on of which a part has something.
-    Group next_group(const Product<T>& p, i64 g, const Part& part) const {
+    // The first group from number g on of which there is something to be worked on.
+    Group next_group(const Product<T>& p, i64 g, const Work& work) const {
         for (; g < plan.groups; ++g) {
-            Group group{p.block(input_block(g), output_block(g)), g, plan.start[g],
-                        plan.start[g + 1]};
-            if (part.kind == Part::examples) {
-                group.first = first_triple_from(p, g, part.share.first);
-                group.last = first_triple_from(p, g, part.share.last);
+            Share rows(plan.start[g], plan.start[g + 1]), panels(0, Panels<T>(p.columns).size());
+            if (work.kind == Work::panels) {
+                const i64 j = output_block(g), before = triples_before[j];
+                panels = work.part.panels(before, triples_before[j + 1] - before);
+            } else if (work.kind == Work::examples) {
+                rows = {first_triple_from(p, g, work.share.first),
+                        first_triple_from(p, g, work.share.last)};
             }
-            if (group.rows() > 0 && has_any_panel(part, g)) return group;
+            if (rows.first < rows.last && panels.first < panels.last)
+                return {p.block(input_block(g), output_block(g)), g, rows.first, rows.last,
+                        panels.first, panels.last};
         }
         return {};
     }
@@ -122,28 +114,36 @@ class ByBlock {
 
     // All columns of a chunk before the next one: as a block lies whose rows lie together.
     void multiply_by_chunk(const Product<T>& p, const Group& here, const Group& next,
-                           const Part& part, T* scratch) const {
+                           T* scratch) const {
+        const Panels<T> panels(p.columns);
         const i64 chunk = chunk_depth<T>(p.columns);
+        const auto fetch = [&](const Group& group, i64 k0) {
+            return p.part_of(group.block, k0, chunk, panels.start(group.first_panel),
+                             panels.start(group.end_panel));
+        };
         for_each_chunk(p.depth, chunk, [&](i64 k0, i64 length) {
-            Prefetch prefetch = k0 + length < p.depth ? p.rows_of(here.block, k0 + length, chunk)
-                                                      : p.rows_of(next.block, 0, chunk);
-            prefetch.spread(panels * ceil_div(here.rows(), tile_rows) *
+            Prefetch prefetch = k0 + length < p.depth ? fetch(here, k0 + length) : fetch(next, 0);
+            prefetch.spread((here.end_panel - here.first_panel) * ceil_div(here.rows(), tile_rows) *
                             ceil_div(length, strip_depth));
-            for_each_panel<T>(p.columns, [&](const auto& panel) {
-                if (has(part, here.number, panel.number))
-                    multiply(p, here, k0, length, panel, scratch, prefetch);
+            panels.for_each(here.first_panel, here.end_panel, [&](const auto& panel) {
+                multiply(p, here, k0, length, panel, scratch, prefetch);
             });
         });
     }
 
     // All the depth of a panel before the next one: as a block lies whose columns lie together.
     void multiply_by_panel(const Product<T>& p, const Group& here, const Group& next,
-                           const Part& part, T* scratch) const {
-        for_each_panel<T>(p.columns, [&](const auto& panel) {
-            if (!has(part, here.number, panel.number)) return;
-            const i64 end = panel.first + panel.columns;
-            Prefetch prefetch = end < p.columns ? p.columns_of(here.block, end, panel.columns)
-                                                : p.columns_of(next.block, 0, widest_panel<T>);
+                           T* scratch) const {
+        const Panels<T> panels(p.columns);
+        const auto fetch = [&](const Group& group, i64 number) {
+            if (!group.block) return p.part_of(nullptr, 0, 0, 0, 0);
+            return p.part_of(group.block, 0, p.depth, panels.start(number),
+                             panels.start(number + 1));
+        };
+        panels.for_each(here.first_panel, here.end_panel, [&](const auto& panel) {
+            Prefetch prefetch = panel.number + 1 < here.end_panel
+                                    ? fetch(here, panel.number + 1)
+                                    : fetch(next, next.first_panel);
             prefetch.spread(ceil_div(here.rows(), panel.rows) * ceil_div(p.depth, strip_depth) +
                             panel.vectors * ceil_div(p.depth, panel.lanes));
             for_each_chunk(p.depth, chunk_depth<T>(p.columns), [&](i64 k0, i64 length) {
@@ -157,15 +157,19 @@ class ByBlock {
                                             i64 length, const Panel& panel, T* scratch,
                                             Prefetch& prefetch) const {
         Factor factor{p.right(group.block, k0, length, panel, scratch, prefetch), prefetch};
-        const i64 step = p.h.strides[2];
-        for_each_tile<Panel::rows>(group.rows(), [&](auto rows, i64 r) {
-            TileRows<decltype(rows)::value> tile;
-            for (int m = 0; m < rows; ++m) {
-                const i64 t = group.first + r + m;
-                tile.left[m] = h_rows[input_row(t)] + k0 * step;
-                tile.to[m] = out_rows[output_row(t)] + panel.first * p.out.strides[2];
+        const i64 left_offset = k0 * p.h.strides[2], to_offset = panel.first * p.out.strides[2];
+        for_each_chunk(group.rows(), Addresses::most, [&](i64 first, i64 rows) {
+            Addresses at;
+            for (i64 m = 0; m < rows; ++m) {
+                const i64 t = group.first + first + m;
+                at.left[m] = h_rows[input_row(t)] + left_offset;
+                at.to[m] = out_rows[output_row(t)] + to_offset;
+                __builtin_prefetch(at.left[m]);
             }
-            add_products(tile, step, 0, &factor, 1, length, p.out.strides[2], panel);
+            for_each_tile<Panel::rows>(rows, [&](auto count, i64 m) {
+                add_products<decltype(count)::value>(at.left + m, p.h.strides[2], 0, &factor, 1,
+                                                     length, at.to + m, p.out.strides[2], panel);
+            });
         });
         prefetch = factor.prefetch;
     }

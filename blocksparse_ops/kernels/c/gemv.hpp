@@ -21,7 +21,7 @@ class Gemv {
         shared = pattern_is_shared(product.indices, product.batch);
         workers = threads_for(product.batch * product.inputs * product.outputs,
                               product.depth * product.columns, thresholds, most_threads);
-        scratch = Buffer<T>(workers * panel_elements<T>);
+        scratch = Buffer<Scratch<T>>(workers);
         if (!shared) by_block.prepare(product, workers);
         return {};
     }
@@ -36,7 +36,7 @@ class Gemv {
 
     // The part of one thread. All parts may be worked on side by side.
     void work(int thread) {
-        T* panel = scratch.begin() + thread * panel_elements<T>;
+        T* panel = scratch[thread].elements;
         if (shared)
             Shared<T>::work(product, thread, workers, panel);
         else
@@ -48,7 +48,7 @@ class Gemv {
     bool shared;
     ByBlock<T> by_block;
     int workers;
-    Buffer<T> scratch;
+    Buffer<Scratch<T>> scratch;
 };
 
 }  // namespace blocksparse

@@ -30,7 +30,7 @@ class Outer {
         workers = threads_for(batch * inputs * outputs, x.shape[2] * y.shape[2], thresholds,
                               most_threads);
         plan = make_plan({indices.input, inputs, iBlocks}, {indices.output, outputs, oBlocks}, batch);
-        scratch = Buffer<T>(workers * panel_elements<T>);
+        scratch = Buffer<Scratch<T>>(workers);
         x_rows.reserve(batch * inputs);
         y_rows.reserve(batch * outputs);
         x_rows.locate(x);
@@ -45,21 +45,16 @@ class Outer {
 
     // The part of one thread. All parts may be worked on side by side.
     void work(int thread) {
-        const i64 panels = panel_count<T>(out.shape[3]);
-        const i64 triples = plan.groups ? plan.start[plan.groups] : 0;
-        const Share share(triples * panels, thread, workers);
-        T* panel_scratch = scratch.begin() + thread * panel_elements<T>;
+        const Panels<T> panels(out.shape[3]);
+        const Part part(plan.groups ? plan.start[plan.groups] : 0, panels.size(), thread, workers);
         for (i64 g = 0; g < plan.groups; ++g) {
-            const i64 first = plan.start[g], rows = plan.start[g + 1] - first;
-            // A panel weighs as much as its block has triples, and belongs to whose share it
-            // starts in.
-            const i64 begin = first * panels;
-            if (begin >= share.last || begin + (panels - 1) * rows < share.first) continue;
-            for_each_chunk(rows, chunk_rows, [&](i64 r, i64 length) {
-                const Chunk chunk = resolve(g, first + r, length);
-                for_each_panel<T>(out.shape[3], [&](const auto& panel) {
-                    if (share.has(begin + panel.number * rows))
-                        add_panel(chunk, panel, panel_scratch);
+            const i64 start = plan.start[g], rows = plan.start[g + 1] - start;
+            const Share mine = part.panels(start, rows);
+            if (mine.first == mine.last) continue;
+            for_each_chunk(rows, chunk_rows, [&](i64 first, i64 length) {
+                const Chunk chunk = resolve(g, start + first, length);
+                panels.for_each(mine.first, mine.last, [&](const auto& panel) {
+                    add_panel(chunk, panel, scratch[thread].elements);
                 });
             });
         }
@@ -72,11 +67,11 @@ class Outer {
     T alpha;
     Plan plan;
     int workers;
-    Buffer<T> scratch;
+    Buffer<Scratch<T>> scratch;
     Rows x_rows, y_rows;
 
     // So many rows of the widest panel fit into the scratch.
-    static constexpr i64 chunk_rows = panel_elements<T> / widest_panel<T>;
+    static constexpr i64 chunk_rows = Scratch<T>::size / widest_panel<T>;
 
     // Some triples of a block: where the block and the one that comes after it lie, and the rows.
     struct Chunk {

@@ -30,23 +30,19 @@ struct Product {
         return W.data + i * W.strides[0] + j * W.strides[1];
     }
 
-    i64 panels() const { return panel_count<T>(columns); }
-
     bool columns_lie_together() const {
         return std::abs(W.strides[2]) < std::abs(W.strides[3]);
     }
 
-    // Rows of a block to be fetched: none if there is no block, or if their elements lie apart.
-    Prefetch rows_of(const char* block, i64 first, i64 count) const {
-        if (!block || W.strides[3] != size) return {nullptr, 0, 0, 0};
-        return {block + first * W.strides[2], std::min(count, depth - first), columns * size,
-                W.strides[2]};
-    }
-
-    Prefetch columns_of(const char* block, i64 first, i64 count) const {
-        if (!block || W.strides[2] != size) return {nullptr, 0, 0, 0};
-        return {block + first * W.strides[3], std::min(count, columns - first), depth * size,
-                W.strides[3]};
+    // Part of a block, to be fetched: nothing if there is no block, or if its elements lie apart.
+    Prefetch part_of(const char* block, i64 row, i64 rows, i64 column, i64 end_column) const {
+        if (!block) return {nullptr, 0, 0, 0};
+        const char* corner = block + row * W.strides[2] + column * W.strides[3];
+        rows = std::min(rows, depth - row);
+        if (W.strides[3] == size)
+            return {corner, rows, (end_column - column) * size, W.strides[2]};
+        if (W.strides[2] == size) return {corner, end_column - column, rows * size, W.strides[3]};
+        return {nullptr, 0, 0, 0};
     }
 
     // Rows k0 to k0 + length of a block's panel as a tile reads them, in the scratch if need be.

@@ -17,9 +17,10 @@ class Shared {
         const Share& examples = by_example ? share : all_examples;
         const Share& outputs = by_example ? all_outputs : share;
         if (examples.first == examples.last) return;
+        const Panels<T> panels(p.columns);
         for_each_slice(p, [&](const Slice& slice) {
             for (i64 w = outputs.first; w < outputs.last; ++w)
-                for_each_panel<T>(p.columns, [&](const auto& panel) {
+                panels.for_each(0, panels.size(), [&](const auto& panel) {
                     multiply(p, examples, w, outputs.last, slice, panel, scratch);
                 });
         });
@@ -56,23 +57,25 @@ class Shared {
         const i64 times = ceil_div(rows, Panel::rows) * ceil_div(slice.length, strip_depth);
         for (i64 v = slice.first; v < slice.last; ++v, scratch += slice.length * Panel::width) {
             const char* next = w + 1 < end ? block(p, v, w + 1) : nullptr;
-            Prefetch prefetch = p.rows_of(next, slice.k0, slice.length);
-            prefetch.spread(times * p.panels());
+            Prefetch prefetch = p.part_of(next, slice.k0, slice.length, panel.first,
+                                          panel.first + panel.columns);
+            prefetch.spread(times);
             factors[v - slice.first] = {
                 p.right(block(p, v, w), slice.k0, slice.length, panel, scratch, prefetch), prefetch};
         }
         const char* left = p.h.data + slice.first * p.h.strides[1] + slice.k0 * p.h.strides[2];
         char* to = p.out.data + w * p.out.strides[1] + panel.first * p.out.strides[2];
-        for_each_tile<Panel::rows>(rows, [&](auto count, i64 r) {
-            constexpr int here = decltype(count)::value;
-            TileRows<here> tile;
-            for (int m = 0; m < here; ++m) {
-                const i64 b = examples.first + r + m;
-                tile.left[m] = left + b * p.h.strides[0];
-                tile.to[m] = to + b * p.out.strides[0];
+        for_each_chunk(rows, Addresses::most, [&](i64 first, i64 count) {
+            Addresses at;
+            for (i64 m = 0; m < count; ++m) {
+                at.left[m] = left + (examples.first + first + m) * p.h.strides[0];
+                at.to[m] = to + (examples.first + first + m) * p.out.strides[0];
             }
-            add_products(tile, p.h.strides[2], p.h.strides[1], factors, slice.last - slice.first,
-                         slice.length, p.out.strides[2], panel);
+            for_each_tile<Panel::rows>(count, [&](auto rows_here, i64 m) {
+                add_products<decltype(rows_here)::value>(
+                    at.left + m, p.h.strides[2], p.h.strides[1], factors, slice.last - slice.first,
+                    slice.length, at.to + m, p.out.strides[2], panel);
+            });
         });
     }
 };

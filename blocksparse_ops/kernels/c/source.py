@@ -1,5 +1,6 @@
 """Hands the C++ files of this folder to the ops' C code."""
 
+import json
 import re
 from functools import cache
 from hashlib import sha256
@@ -16,6 +17,8 @@ HEADERS = (
     "split",
     "threads",
     "plan",
+    "vector",
+    "panel",
     "tile",
     "pack",
     "product",
@@ -73,5 +76,40 @@ def call(
                 {len(signature.agreements)}, {{{PRODUCTS_OF_A_THREAD}}})) {{
             {fail}
         }}
+    }}
+    """
+
+
+def check(props: tuple, index: str, numbers: list[str], output: str, fail: str) -> str:
+    """C code that makes `output` a view of `index`, or raises what the Python op says of it.
+
+    Parameters
+    ----------
+    props : tuple
+        What the op of this check is built from: strings, and pairs of strings.
+    index, numbers, output : str
+        The C variables of the index, of the number of blocks and the sizes, and of the result.
+    fail : str
+        C code to run once a Python error is set.
+    """
+    *names, pairs = props
+    strings = [json.dumps(text) for text in (*names, *(text for pair in pairs for text in pair))]
+    layout = f"{'s' * len(names)}({'(ss)' * len(pairs)})"
+    return f"""
+    {{
+        PyArrayObject* const numbers[] = {{{", ".join(numbers)}}};
+        const auto make_op = [] () -> PyObject* {{
+            PyObject* module = PyImport_ImportModule("blocksparse_ops.index");
+            if (!module) return nullptr;
+            PyObject* op = PyObject_CallMethod(module, "CheckBlockIndex", "{layout}",
+                                               {", ".join(strings)});
+            Py_DECREF(module);
+            return op;
+        }};
+        if (!blocksparse::check_index_and_sizes({index}, numbers, {len(numbers)}, make_op)) {{
+            {fail}
+        }}
+        Py_INCREF({index});
+        Py_XSETREF({output}, {index});
     }}
     """
