@@ -20,6 +20,33 @@ class BlockZeros(Alloc):
     def do_constant_folding(self, fgraph, node):
         return False
 
+    def c_code(self, node, name, inputs, outputs, sub):
+        value, *shape = inputs
+        (output,) = outputs
+        if not self.value_is_scalar_zero(node.inputs[0]):
+            return super().c_code(node, name, inputs, outputs, sub)
+        sizes = ", ".join(f"*static_cast<dtype_{size}*>(PyArray_DATA({size}))" for size in shape)
+        # Fresh memory is zero as it comes from the system: pages that nothing is added to are
+        # never touched.
+        return f"""
+        {{
+            npy_intp shape[] = {{{sizes}}};
+            if ({output} && PyArray_IS_C_CONTIGUOUS({output}) &&
+                PyArray_CompareLists(PyArray_DIMS({output}), shape, {len(shape)})) {{
+                PyArray_FILLWBYTE({output}, 0);
+            }} else {{
+                Py_XSETREF({output}, reinterpret_cast<PyArrayObject*>(
+                    PyArray_ZEROS({len(shape)}, shape, PyArray_TYPE({value}), 0)));
+                if (!{output}) {{
+                    {sub["fail"]}
+                }}
+            }}
+        }}
+        """
+
+    def c_code_cache_version(self):
+        return (1, *super().c_code_cache_version())
+
 
 def zeros(shape, dtype):
     """Return zeros that are never folded into a constant."""
