@@ -7,6 +7,7 @@ import numpy as np
 from blocksparse_ops.signature import (
     GEMV,
     LARGEST,
+    MOST_ROWS,
     OUTER,
     OVERFLOW,
     SHAPE,
@@ -44,14 +45,15 @@ def check(signature: Signature, arrays: Sequence[np.ndarray]) -> list[np.ndarray
     IndexError
         If an index lies outside [-n, n), n being the number of blocks that it names.
     OverflowError
-        If the number of (example, input, output) triples does not fit into 64 bits.
+        If an index has 2**32 values or more, or there are 2**63 triples or more.
     """
     sizes = [size for array in arrays for size in array.shape]
     for which, (one, other) in enumerate(signature.agreements):
         if sizes[one] != sizes[other]:
             signature.raise_fault(SHAPE, which, sizes[one], sizes[other], 0, 0)
     batch, inputs, outputs = (sizes[signature.place(letter)] for letter in "bvw")
-    if batch * inputs * outputs > LARGEST:
+    triples = batch * inputs * outputs
+    if triples > LARGEST or (triples and batch * max(inputs, outputs) > MOST_ROWS):
         signature.raise_fault(OVERFLOW, 0, 0, 0, 0, 0)
     indices = []
     for name in signature.counts:

@@ -14,6 +14,9 @@ SOUND, SHAPE, SIGNED_INDEX, UNSIGNED_INDEX, OVERFLOW, MEMORY = range(6)
 
 LARGEST = 2**63 - 1
 
+# Of an index argument: the kernels number its values, an example's one after the other.
+MOST_ROWS = 2**32 - 1
+
 
 @dataclass(frozen=True)
 class Signature:
@@ -119,8 +122,8 @@ class Signature:
             raise ValueError(self._disagreement(one, first, other, second))
         if kind == OVERFLOW:
             raise OverflowError(
-                f"{self.op}: the batch times the lengths of the two windows does not fit into "
-                "64 bits; use a smaller batch"
+                f"{self.op}: the batch times the length of a window must be less than 2**32, and "
+                "the batch times the lengths of both less than 2**63; use a smaller batch"
             )
         if kind == MEMORY:
             raise MemoryError(f"{self.op}: no memory for the scratch space; nothing was written")

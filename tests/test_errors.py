@@ -157,10 +157,11 @@ def test_a_batch_of_one_is_not_stretched(mode):
         compiled(mode, "gemv", CONTIGUOUS, "float32")(*arrays.values())
 
 
+@pytest.mark.parametrize("windows", [(2**30, 2**4, 2**2), (1, 2**32, 1), (2, 1, 2**31)])
 @pytest.mark.parametrize("mode", MODES)
-def test_more_triples_than_64_bits_count(mode):
+def test_more_rows_than_can_be_numbered(mode, windows):
     """The arrays hold nothing, or one element again and again, so they take no memory."""
-    batch, iWin, oWin = 2**30, 2**30, 2**4
+    batch, iWin, oWin = windows
     index = np.zeros((1, 1), "int8")
     arrays = {
         "o": np.empty((batch, oWin, 0), "float32"),

@@ -43,9 +43,10 @@ inline Fault check_sizes(const Array* arguments, int count, const Agreement* agr
 inline Fault check_triples(i64 batch, i64 inputs, i64 outputs) {
     // A zero anywhere makes the product zero, however large the others.
     if (batch == 0 || inputs == 0 || outputs == 0) return {};
+    constexpr i64 most_rows = 0xffffffff;  // of an index, as signature.py has it
     i64 triples;
-    if (__builtin_mul_overflow(batch, inputs, &triples) ||
-        __builtin_mul_overflow(triples, outputs, &triples))
+    if (batch > most_rows / std::max(inputs, outputs) ||
+        __builtin_mul_overflow(batch * inputs, outputs, &triples))
         return {overflow_fault, 0, 0, 0, 0, 0};
     return {};
 }

@@ -33,13 +33,12 @@ struct Plan {
     Buffer<Triple> triple;
 };
 
-// The blocks in use numbered in their order, so that those that are not cost a bit each.
+// The blocks in use numbered in their order, so that those that are not cost next to nothing.
 class Ranks {
    public:
     explicit Ranks(const Side& side)
         : used(side.blocks / 64 + 1), before(side.blocks / 64 + 1), of_rows(side.blocks_of_rows.size()) {
-        std::fill(used.begin(), used.end(), 0);
-        for (i64 block : side.blocks_of_rows) used[block / 64] |= std::uint64_t{1} << block % 64;
+        mark_used(side);
         for (i64 word = 0; word < used.size(); ++word) {
             before[word] = count;
             count += __builtin_popcountll(used[word]);
@@ -52,11 +51,26 @@ class Ranks {
     Row operator[](i64 row) const { return of_rows[row]; }
 
    private:
-    Buffer<std::uint64_t> used;
+    Buffer<std::uint64_t> used;  // a bit for each block
     Buffer<Row> before, of_rows;
     Row count = 0;
 
-    Row rank(i64 block) const {
+    // In four copies: setting bits of one word one after the other waits for each.
+    void mark_used(const Side& side) {
+        constexpr i64 copies = 4;
+        Buffer<std::uint64_t> copy(copies * used.size());
+        std::fill(copy.begin(), copy.end(), 0);
+        for (i64 row = 0; row < of_rows.size(); ++row) {
+            const std::uint64_t block = side.blocks_of_rows[row];
+            copy[block / 64 * copies + row % copies] |= std::uint64_t{1} << block % 64;
+        }
+        for (i64 word = 0; word < used.size(); ++word) {
+            used[word] = 0;
+            for (i64 k = 0; k < copies; ++k) used[word] |= copy[word * copies + k];
+        }
+    }
+
+    Row rank(std::uint64_t block) const {
         const std::uint64_t below = (std::uint64_t{1} << block % 64) - 1;
         return before[block / 64] + __builtin_popcountll(used[block / 64] & below);
     }
@@ -83,21 +97,20 @@ inline Buffer<Row> sort_rows(const Ranks& ranks) {
 
 // Cuts the sorted triples into runs of one block. `ends` has where the triples of each rank of the
 // first side end.
-inline void group(Plan& plan, const Buffer<i64>& ends, const Side& first, const Side& second) {
+inline void group(Plan& plan, const Buffer<i64>& ends, const Ranks& minor_ranks) {
     i64 t = 0;
-    plan.start[0] = 0;
+    i64 groups = 0;
+    i64* const start = plan.start.begin();
+    start[0] = 0;
     for (i64 end : ends)
         for (i64 last = -1; t < end; ++t) {
-            const i64 block = second.blocks_of_rows[plan.triple[t].row[1]];
+            const i64 rank = minor_ranks[plan.triple[t].row[1]];
             // No branch: where a run ends cannot be foretold.
-            plan.groups += block != last;
-            plan.start[plan.groups] = t + 1;
-            last = block;
+            groups += rank != last;
+            start[groups] = t + 1;
+            last = rank;
         }
-    for (i64 g = 0; g < plan.groups; ++g) {
-        const Row* row = plan.triple[plan.start[g]].row;
-        plan.block[g] = {{first.blocks_of_rows[row[0]], second.blocks_of_rows[row[1]]}};
-    }
+    plan.groups = groups;
 }
 
 // A counting sort of the triples in two passes, by the second side's block and then, stably, by the
@@ -119,7 +132,11 @@ inline Plan make_plan(const Side& first, const Side& second, i64 batch) {
     const i64 most = triples / of_each < ranks.size() ? triples : ranks.size() * of_each;
     plan.start = Buffer<i64>(most + 1);
     plan.block = Buffer<Plan::Block>(most);
-    group(plan, next, first, second);
+    group(plan, next, minor_ranks);
+    for (i64 g = 0; g < plan.groups; ++g) {
+        const Row* row = plan.triple[plan.start[g]].row;
+        plan.block[g] = {{first.blocks_of_rows[row[0]], second.blocks_of_rows[row[1]]}};
+    }
     return plan;
 }
 

@@ -8,6 +8,7 @@ from numba.extending import overload
 from blocksparse_ops.kernels.numba.compile import kernel
 from blocksparse_ops.signature import (
     LARGEST,
+    MOST_ROWS,
     OVERFLOW,
     SHAPE,
     SIGNED_INDEX,
@@ -36,7 +37,7 @@ def check_triples(batch, inputs, outputs):
     # A zero anywhere makes the product zero, however large the others.
     if batch == 0 or inputs == 0 or outputs == 0:
         return FINE
-    if batch > LARGEST // inputs or batch * inputs > LARGEST // outputs:
+    if batch > MOST_ROWS // max(inputs, outputs) or batch * inputs > LARGEST // outputs:
         return (OVERFLOW, 0, 0, 0, 0, 0)
     return FINE
 
