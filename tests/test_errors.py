@@ -157,7 +157,10 @@ def test_a_batch_of_one_is_not_stretched(mode):
         compiled(mode, "gemv", CONTIGUOUS, "float32")(*arrays.values())
 
 
-@pytest.mark.parametrize("windows", [(2**30, 2**4, 2**2), (1, 2**32, 1), (2, 1, 2**31)])
+LARGE_WINDOWS = [(2**30, 2**4, 2**2), (1, 2**32, 1), (2, 1, 2**31), (1, 2**32 - 1, 2**32 - 1)]
+
+
+@pytest.mark.parametrize("windows", LARGE_WINDOWS)
 @pytest.mark.parametrize("mode", MODES)
 def test_more_rows_than_can_be_numbered(mode, windows):
     """The arrays hold nothing, or one element again and again, so they take no memory."""
