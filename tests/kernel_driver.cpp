@@ -1,0 +1,264 @@
+// Runs the kernels without Python on random problems: test_kernel_driver.py compiles it.
+//
+//     kernel_driver [--problems N] [--seed S] [--threads T] [--fail-allocations]
+//
+// Problem k of a run is the one that seed S + k draws. It is worked on by 1 to T threads or, where
+// allocations are to fail, for T threads after each allocation in turn has failed.
+#include "kernel_problem.hpp"
+
+#include <atomic>
+#include <cstdio>
+#include <cstdlib>
+#include <limits>
+#include <new>
+#include <sstream>
+#include <stdexcept>
+#include <thread>
+#include <tuple>
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+std::atomic<long> live_allocations{0}, until_one_fails{0};  // counts down; none fails at zero
+
+// New memory has all bits set: floats that are not numbers, so that no result may depend on them.
+void* allocate(std::size_t bytes, std::size_t alignment = alignof(std::max_align_t)) {
+    if (until_one_fails > 0 && --until_one_fails == 0) throw std::bad_alloc();
+    void* memory;
+    if (posix_memalign(&memory, alignment, bytes)) throw std::bad_alloc();
+    ++live_allocations;
+    return std::memset(memory, 0xff, bytes);
+}
+
+void release(void* memory) noexcept {
+    if (memory) --live_allocations;
+    std::free(memory);
+}
+
+// All of them: a sanitizer has its own, which do not call each other as the library's do.
+using Alignment = std::align_val_t;
+void* operator new(std::size_t n) { return allocate(n); }
+void* operator new[](std::size_t n) { return allocate(n); }
+void* operator new(std::size_t n, Alignment a) { return allocate(n, std::size_t(a)); }
+void* operator new[](std::size_t n, Alignment a) { return allocate(n, std::size_t(a)); }
+void operator delete(void* memory) noexcept { release(memory); }
+void operator delete[](void* memory) noexcept { release(memory); }
+void operator delete(void* memory, std::size_t) noexcept { release(memory); }
+void operator delete[](void* memory, std::size_t) noexcept { release(memory); }
+void operator delete(void* memory, Alignment) noexcept { release(memory); }
+void operator delete[](void* memory, Alignment) noexcept { release(memory); }
+void operator delete(void* memory, std::size_t, Alignment) noexcept { release(memory); }
+void operator delete[](void* memory, std::size_t, Alignment) noexcept { release(memory); }
+
+template <class... Parts>
+[[noreturn]] void fail(const Parts&... parts) {
+    std::ostringstream text;
+    (text << ... << parts);
+    throw std::runtime_error(text.str());
+}
+
+template <class Kernel>
+class Check {
+   public:
+    explicit Check(const Problem<Kernel>& problem) : problem(problem), out(problem.out) {}
+
+    // The output is right, and the same bits for any number of threads.
+    void threads(int most) const {
+        std::string of_one_thread;
+        for (int threads = 1; threads <= most; ++threads) {
+            Kernel kernel;
+            std::memcpy(out.memory.get(), problem.contents[0].data(), out.bytes);
+            expect({}, prepare(kernel, problem.arguments, threads));
+            kernel.place(out.array);
+            std::vector<std::thread> team;
+            for (int thread = 0; thread < kernel.threads(); ++thread)
+                team.emplace_back([&kernel, thread] { kernel.work(thread); });
+            for (std::thread& thread : team) thread.join();
+            if (threads == 1) {
+                output();
+                of_one_thread = out.contents();
+            }
+            if (out.contents() != of_one_thread) fail("other bits on ", threads, " threads");
+        }
+    }
+
+    // An allocation that fails leaves nothing written and nothing allocated.
+    void failing_allocations(int threads) const {
+        bool enough = false;
+        for (long n = 1; !enough; ++n) {
+            const long live = live_allocations;
+            {
+                Kernel kernel;
+                Fault fault;
+                until_one_fails = n;
+                try {
+                    fault = prepare(kernel, problem.arguments, threads);
+                    enough = true;
+                } catch (const std::bad_alloc&) {
+                }
+                until_one_fails = 0;
+                expect({}, fault);
+                if (enough) {
+                    until_one_fails = 1;  // only prepare() may allocate
+                    kernel.place(out.array);
+                    for (int thread = 0; thread < kernel.threads(); ++thread) kernel.work(thread);
+                    until_one_fails = 0;
+                    output();
+                }
+            }
+            if (live != live_allocations) fail("a leak after allocation ", n, " has failed");
+        }
+    }
+
+    // Two sizes that must agree and do not.
+    void disagreement(Random& random) const {
+        const i64 k = random.below(problem.agreements.size());
+        const Place& place = problem.places[problem.agreements[k].other];
+        Array changed[Kernel::arguments];
+        std::copy(problem.arguments, problem.arguments + Kernel::arguments, changed);
+        const i64 size = changed[place.argument].shape[place.axis]++;
+        expect({shape_fault, k, size, size + 1, 0, 0}, prepare(changed));
+    }
+
+    // More triples than 64 bits can count.
+    void overflow() const {
+        Array changed[Kernel::arguments];
+        std::copy(problem.arguments, problem.arguments + Kernel::arguments, changed);
+        for (const Place& place : problem.places)
+            if (std::strchr("bvw", place.letter))
+                changed[place.argument].shape[place.axis] = i64{1} << 31;
+        expect({overflow_fault, 0, 0, 0, 0, 0}, prepare(changed));
+    }
+
+    void index_out_of_range(Random& random, int argument, i64 blocks) const {
+        const Tensor& index = problem.tensors[argument];
+        const IndexType& type = problem.types[argument];
+        constexpr i64 least = std::numeric_limits<i64>::min();
+        const i64 wrong = random.one_of({blocks, -blocks - 1, -1, 127, 255, -128, 65535,
+                                         i64{1} << 40, least, -(least + 1)});
+        if (index.bytes == 0 || !type.holds(wrong) || type.in_range(wrong, blocks)) return;
+        i64 elements_before = random.below(index.array.shape[0] * index.array.shape[1]);
+        index.for_each([&](char* address, const i64*) {
+            if (elements_before-- == 0) type.store(address, wrong);
+        });
+        // Which may be several elements, of which the first is told.
+        Fault fault;
+        index.for_each([&](char* address, const i64* at) {
+            const Kind kind = type.is_signed ? signed_index : unsigned_index;
+            if (!fault && type.load(address) == wrong)
+                fault = {kind, argument, at[0], at[1], wrong, blocks};
+        });
+        expect(fault, prepare(problem.arguments));
+        std::memcpy(index.memory.get(), problem.contents[argument].data(), index.bytes);
+    }
+
+   private:
+    const Problem<Kernel>& problem;
+    const Tensor& out;
+
+    Fault prepare(Kernel& kernel, const Array* arguments, int threads) const {
+        return kernel.prepare(arguments, problem.agreements.data(),
+                              static_cast<int>(problem.agreements.size()), Thresholds{1}, threads);
+    }
+
+    Fault prepare(const Array* arguments) const {
+        Kernel kernel;
+        return prepare(kernel, arguments, 1);
+    }
+
+    // Of a call of prepare(), which must not have written anything.
+    void expect(const Fault& expected, const Fault& fault) const {
+        const auto fields = [](const Fault& f) {
+            return std::tuple(f.kind, f.which, f.first, f.second, f.value, f.size);
+        };
+        if (fields(fault) != fields(expected))
+            fail("prepare() returns fault ", fault.kind, " of ", fault.which, " at ", fault.first,
+                 ", ", fault.second, " instead of ", expected.kind, " of ", expected.which, " at ",
+                 expected.first, ", ", expected.second);
+        if (out.contents() != problem.contents[0]) fail("prepare() writes to the output");
+    }
+
+    // Every element is its sum, and nothing else is written, not even between elements.
+    void output() const {
+        using T = typename Problem<Kernel>::T;
+        using Limits = std::numeric_limits<T>;
+        const std::vector<Sum> sums = problem.sums();
+        auto sum = sums.begin();
+        std::string expected = problem.contents[0];
+        out.for_each([&](char* address, const i64*) {
+            const auto [value, magnitude, terms] = *sum++;
+            if (terms == 0) return;
+            const T actual = load<T>(address);
+            const long double bound =
+                (terms + 2) * (2 * Limits::epsilon() * magnitude + Limits::min());
+            if (!(std::fabs(actual - value) <= (problem.is_exact ? 0 : bound)))
+                fail("a sum is ", actual, " but should be ", value);
+            std::memcpy(&expected[address - out.memory.get()], address, sizeof actual);
+        });
+        if (out.contents() != expected) fail("what is in no sum is written");
+        for (int a = 1; a < Kernel::arguments; ++a)
+            if (problem.tensors[a].contents() != problem.contents[a]) fail("an input is written");
+    }
+};
+
+struct Options {
+    std::uint64_t seed = 0;
+    long problems = 1;
+    int threads = 3;
+    bool fail_allocations = false;
+};
+
+Options parse(int count, char** words) {
+    Options options;
+    for (int k = 1; k < count; ++k) {
+        const std::string word = words[k];
+        if (word == "--fail-allocations") options.fail_allocations = true;
+        else if (k + 1 == count) fail("what is ", word, "?");
+        else if (word == "--seed") options.seed = std::stoull(words[++k]);
+        else if (word == "--problems") options.problems = std::stol(words[++k]);
+        else if (word == "--threads") options.threads = std::stoi(words[++k]);
+        else fail("what is ", word, "?");
+    }
+    return options;
+}
+
+// The command that repeats the current problem. Sanitizers ask for it after all else is destroyed.
+std::string& current = *new std::string;
+
+void print_current() { std::fprintf(stderr, "%s\n", current.c_str()); }
+
+template <class Kernel>
+void check(Random& random, const Options& options) {
+    const Problem<Kernel> problem(random);
+    current += "  # " + problem.words();
+    const Check<Kernel> check(problem);
+    if (options.fail_allocations) return check.failing_allocations(options.threads);
+    check.disagreement(random);
+    check.overflow();
+    check.index_out_of_range(random, input_index, problem.sizes.at('i'));
+    check.index_out_of_range(random, output_index, problem.sizes.at('j'));
+    check.threads(options.threads);
+}
+
+int main(int count, char** words) try {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+    __sanitizer_set_death_callback(print_current);
+#endif
+    const Options options = parse(count, words);
+    constexpr void (*checks[])(Random&, const Options&) = {
+        check<Gemv<float>>, check<Gemv<double>>, check<Outer<float>>, check<Outer<double>>};
+    for (long k = 0; k < options.problems; ++k) {
+        const std::uint64_t seed = options.seed + static_cast<std::uint64_t>(k);
+        current = "kernel_driver --seed " + std::to_string(seed) + " --threads " +
+                  std::to_string(options.threads) +
+                  (options.fail_allocations ? " --fail-allocations" : "");
+        Random random(seed);
+        checks[random.below(4)](random, options);
+    }
+    std::printf("%ld problems\n", options.problems);
+} catch (const std::exception& error) {
+    print_current();
+    std::fprintf(stderr, "%s\n", error.what());
+    return 1;
+}
