@@ -59,8 +59,9 @@ struct Tensor {
     std::string contents() const { return {memory.get(), static_cast<std::size_t>(bytes)}; }
 
     char* address(const i64* at) const {
-        const i64* steps = array.strides;
-        return array.data + at[0] * steps[0] + at[1] * steps[1] + at[2] * steps[2] + at[3] * steps[3];
+        char* address = array.data;
+        for (int axis = 0; axis < array.ndim; ++axis) address += at[axis] * array.strides[axis];
+        return address;
     }
 
     // Calls use(address, where) for every element, in the order of the axes.

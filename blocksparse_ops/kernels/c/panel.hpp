@@ -54,10 +54,10 @@ class Panels {
 
     i64 size() const { return count; }
 
-    // The first column of a panel; for number size(), the number of columns.
+    // The first column of a panel; for number size(), the number of columns. The last panel is not
+    // smaller than others: where there are several, it has a vector that the last may overlap.
     i64 start(i64 number) const {
-        if (number == count) return columns;
-        return (number * (vectors / count) + std::min(number, vectors % count)) * lanes;
+        return number == count ? columns : number * vectors / count * lanes;
     }
 
     // Calls use(panel) for panels [first, end).
@@ -118,7 +118,8 @@ template <class T>
 i64 chunk_depth(i64 columns) {
     constexpr i64 least_depth = 32, cached = 256 * 1024 / sizeof(T);
     const i64 vectors = ceil_div(std::max<i64>(columns, 1), full_lanes<T>);
-    const i64 width = std::min<i64>(vectors * full_lanes<T>, widest_panel<T>);
+    const i64 narrow = Panel<T, 1, 3>::width;  // what a single column takes
+    const i64 width = std::max(narrow, std::min<i64>(vectors * full_lanes<T>, widest_panel<T>));
     const i64 depth = std::min(Scratch<T>::size / width, cached / std::max<i64>(columns, 1));
     return std::clamp(depth / strip_depth * strip_depth, least_depth, most_depth);
 }
