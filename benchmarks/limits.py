@@ -7,7 +7,7 @@ from threadpoolctl import ThreadpoolController
 
 
 # Reassociation lets the compiler sum in as many vectors as keep the loads busy. Read as two streams
-# it is within a few percent of the best of eight forms in C (one to sixteen streams of 64-byte
+# it is within a tenth of the best of eight forms in C (one to sixteen streams of 64-byte
 # vectors, with and without prefetches) at each size from 2 to 64 MiB; as one stream it is not.
 @numba.njit(fastmath=True, nogil=True, cache=True)
 def read(buffer):

@@ -1,4 +1,5 @@
-// What is wrong with the arguments, as a plain record, and the block indices counted from the start.
+// What is wrong with the arguments, as a plain record, and the block indices counted from the
+// start.
 #pragma once
 
 #include "arrays.hpp"

@@ -65,8 +65,9 @@ Fault without_gil(const Work& work) {
     return fault;
 }
 
-// Whether all values of an index lie in [-blocks, blocks), and sizes are equal in pairs. `numbers` are
-// the number of blocks and the sizes. If not, check() of the Python op that make_op builds says why.
+// Whether all values of an index lie in [-blocks, blocks), and sizes are equal in pairs. `numbers`
+// are the number of blocks and the sizes. If not, check() of the Python op that make_op builds
+// says why.
 template <class MakeOp>
 bool check_index_and_sizes(PyArrayObject* index, PyArrayObject* const* numbers, int count,
                            const MakeOp& make_op) {
@@ -133,7 +134,8 @@ inline bool place_output(PyArrayObject* o, PyArrayObject** output, bool inplace)
     return true;
 }
 
-// One call of an op. Returns false with a Python error set, and nothing written, if it cannot be done.
+// One call of an op. Returns false with a Python error set, and nothing written, if it cannot be
+// done.
 template <class Kernel>
 bool call(const char* op, PyArrayObject* const* inputs, PyArrayObject** output, bool inplace,
           const Agreement* agreements, int agreement_count, const Thresholds& thresholds) {

@@ -29,7 +29,8 @@ class Outer {
             return fault;
         workers = threads_for(batch * inputs * outputs, x.shape[2] * y.shape[2], thresholds,
                               most_threads);
-        plan = make_plan({indices.input, inputs, iBlocks}, {indices.output, outputs, oBlocks}, batch);
+        plan = make_plan({indices.input, inputs, iBlocks}, {indices.output, outputs, oBlocks},
+                         batch);
         scratch = Buffer<Scratch<T>>(workers);
         x_rows.reserve(batch * inputs);
         y_rows.reserve(batch * outputs);

@@ -9,8 +9,9 @@ namespace blocksparse {
 
 // A square of `lanes` by `lanes` elements, transposed: to[k][n] = from[n][k], steps in bytes.
 //
-// Pieces of 16 bytes are moved to their place while they are loaded, which costs no shuffle; inside of
-// pieces, lanes change places between vectors in rounds, one for each bit of their number.
+// Pieces of 16 bytes are moved to their place while they are loaded, which costs no shuffle;
+// inside of pieces, lanes change places between vectors in rounds, one for each bit of their
+// number.
 template <class T, int lanes>
 class Square {
    public:
@@ -47,7 +48,8 @@ class Square {
     template <int bit, bool set, int... lane>
     static V pick(const V& a, const V& b, std::integer_sequence<int, lane...>) {
         return __builtin_shufflevector(
-            a, b, ((lane & bit) ? (set ? lane : lane & ~bit) + lanes : (set ? lane | bit : lane))...);
+            a, b,
+            ((lane & bit) ? (set ? lane : lane & ~bit) + lanes : (set ? lane | bit : lane))...);
     }
 
     template <int bit>
@@ -92,7 +94,8 @@ Right by_rows(const char* corner, i64 row_step, i64 column_step, i64 depth, cons
     const i64 to_step = Panel::width * size;
     if (column_step == size) return {corner, row_step};
     if (row_step == size) {
-        transpose<T, Panel::lanes>(corner, column_step, depth, panel.columns, to, to_step, prefetch);
+        transpose<T, Panel::lanes>(corner, column_step, depth, panel.columns, to, to_step,
+                                   prefetch);
     } else {
         for (i64 k = 0; k < depth; ++k)
             for (i64 n = 0; n < panel.columns; ++n)

@@ -19,8 +19,8 @@ constexpr int tile_vectors = 2;
 #endif
 constexpr int tile_rows = 6;
 
-// Columns [first, first + columns) of a block, as `vectors` vectors. The last ones may overlap those
-// before them, so that no column is left over.
+// Columns [first, first + columns) of a block, as `vectors` vectors. The last ones may overlap
+// those before them, so that no column is left over.
 template <class T_, int lanes_, int vectors_>
 struct Panel {
     using T = T_;
@@ -34,7 +34,8 @@ struct Panel {
     i64 offset(int v) const {
         const i64 last = columns - lanes;
         const bool overlaps = v + 1 == vectors || (!is_full && v > 0);
-        return static_cast<i64>(sizeof(T)) * (overlaps ? std::min<i64>(v * lanes, last) : v * lanes);
+        const i64 column = overlaps ? std::min<i64>(v * lanes, last) : v * lanes;
+        return static_cast<i64>(sizeof(T)) * column;
     }
 
     void fetch(const char* row) const {
@@ -105,15 +106,16 @@ constexpr i64 most_depth = 256;
 template <class T>
 constexpr i64 widest_panel = tile_vectors * full_lanes<T>;
 
-// A widest panel of a quarter of that depth, or a narrower one of more. Threads share no line of it.
+// A widest panel of a quarter of that depth, or a narrower one of more. Threads share no line of
+// it.
 template <class T>
 struct alignas(128) Scratch {
     static constexpr i64 size = most_depth / 4 * widest_panel<T>;
     T elements[size];
 };
 
-// The depth for a block of this many columns. Of wide blocks, all rows of a chunk and of the next one,
-// which is being fetched, share the second cache.
+// The depth for a block of this many columns. Of wide blocks, all rows of a chunk and of the next
+// one, which is being fetched, share the second cache.
 template <class T>
 i64 chunk_depth(i64 columns) {
     constexpr i64 least_depth = 32, cached = 256 * 1024 / sizeof(T);

@@ -37,13 +37,16 @@ struct Plan {
 class Ranks {
    public:
     explicit Ranks(const Side& side)
-        : used(side.blocks / 64 + 1), before(side.blocks / 64 + 1), of_rows(side.blocks_of_rows.size()) {
+        : used(side.blocks / 64 + 1),
+          before(side.blocks / 64 + 1),
+          of_rows(side.blocks_of_rows.size()) {
         mark_used(side);
         for (i64 word = 0; word < used.size(); ++word) {
             before[word] = count;
             count += __builtin_popcountll(used[word]);
         }
-        for (i64 row = 0; row < of_rows.size(); ++row) of_rows[row] = rank(side.blocks_of_rows[row]);
+        for (i64 row = 0; row < of_rows.size(); ++row)
+            of_rows[row] = rank(side.blocks_of_rows[row]);
     }
 
     i64 size() const { return count; }

@@ -60,8 +60,10 @@ class Shared {
             Prefetch prefetch = p.part_of(next, slice.k0, slice.length, panel.first,
                                           panel.first + panel.columns);
             prefetch.spread(times);
-            factors[v - slice.first] = {
-                p.right(block(p, v, w), slice.k0, slice.length, panel, scratch, prefetch), prefetch};
+            Factor& factor = factors[v - slice.first];
+            factor.right =
+                p.right(block(p, v, w), slice.k0, slice.length, panel, scratch, prefetch);
+            factor.prefetch = prefetch;
         }
         const char* left = p.h.data + slice.first * p.h.strides[1] + slice.k0 * p.h.strides[2];
         char* to = p.out.data + w * p.out.strides[1] + panel.first * p.out.strides[2];

@@ -22,8 +22,8 @@ struct Share {
     }
 };
 
-// The panels of blocks, in the order of the blocks, that a thread has. A panel weighs as much as its
-// block has triples, and belongs to the thread in whose share it starts.
+// The panels of blocks, in the order of the blocks, that a thread has. A panel weighs as much as
+// its block has triples, and belongs to the thread in whose share it starts.
 class Part {
    public:
     Part(i64 triples, i64 panels_of_a_block, int thread, int threads)

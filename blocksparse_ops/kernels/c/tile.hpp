@@ -142,8 +142,8 @@ class Tile {
     }
 };
 
-// Some rows: where those of the left operand start, and where their products are added. They are looked
-// up together, ahead of the products, because each look waits for memory.
+// Some rows: where those of the left operand start, and where their products are added. They are
+// looked up together, ahead of the products, because each look waits for memory.
 struct Addresses {
     static constexpr i64 most = 48;
     const char* left[most];
