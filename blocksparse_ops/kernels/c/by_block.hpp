@@ -136,7 +136,6 @@ class ByBlock {
                            T* scratch) const {
         const Panels<T> panels(p.columns);
         const auto fetch = [&](const Group& group, i64 number) {
-            if (!group.block) return p.part_of(nullptr, 0, 0, 0, 0);
             return p.part_of(group.block, 0, p.depth, panels.start(number),
                              panels.start(number + 1));
         };
