@@ -71,6 +71,8 @@ class Outer {
     Buffer<Scratch<T>> scratch;
     Rows x_rows, y_rows;
 
+    static constexpr i64 rows_ahead = 32;
+
     // So many rows of the widest panel fit into the scratch.
     static constexpr i64 chunk_rows = Scratch<T>::size / widest_panel<T>;
 
@@ -101,40 +103,49 @@ class Outer {
     template <class Panel>
     __attribute__((noinline)) void add_panel(const Chunk& chunk, const Panel& panel,
                                              T* scratch) const {
-        const i64 column = panel.first * out.strides[3];
-        const auto add_tiles = [&](const auto& right) {
-            for_each_tile<Panel::rows>(out.shape[2], [&](auto rows, i64 m) {
-                add_tile<decltype(rows)::value>(chunk, m, m * out.strides[2] + column, panel,
-                                                right);
-            });
-        };
-        if (y.strides[2] == size) {
-            const i64 first = panel.first * size;
-            add_tiles([&chunk, first](i64 k) { return chunk.right[k] + first; });
-        } else {
-            for (i64 k = 0; k < chunk.length; ++k)
+        pack(chunk, panel, scratch);
+        for_each_tile<Panel::rows>(out.shape[2], [&](auto rows, i64 m) {
+            add_tile<decltype(rows)::value>(chunk, m, panel, scratch);
+        });
+    }
+
+    // The panel's columns of y: its rows come at any address, and each tile reads all of them.
+    template <class Panel>
+    void pack(const Chunk& chunk, const Panel& panel, T* scratch) const {
+        for (i64 k = 0; k < chunk.length; ++k, scratch += Panel::width) {
+            const char* row = chunk.right[k] + panel.first * y.strides[2];
+            if (y.strides[2] == size)
+                panel.copy(row, reinterpret_cast<char*>(scratch));
+            else
                 for (i64 n = 0; n < panel.columns; ++n)
-                    scratch[k * Panel::width + n] =
-                        load<T>(chunk.right[k] + (panel.first + n) * y.strides[2]);
-            add_tiles(Right{reinterpret_cast<const char*>(scratch), Panel::width * size});
+                    scratch[n] = load<T>(row + n * y.strides[2]);
         }
     }
 
-    // Rows m to m + rows of a panel, which lie `offset` behind the start of the block.
-    template <int rows, class Panel, class RightRow>
-    void add_tile(const Chunk& chunk, i64 m, i64 offset, const Panel& panel,
-                  const RightRow& right) const {
+    // Rows m to m + rows of a panel.
+    template <int rows, class Panel>
+    void add_tile(const Chunk& chunk, i64 m, const Panel& panel, const T* packed) const {
         const i64 step = x.strides[2];
-        Prefetch prefetch{nullptr, 0, 0, 0};
-        if (chunk.next && out.strides[3] == size)
-            prefetch = {chunk.next + offset, rows, panel.columns * size, out.strides[2]};
+        Prefetch prefetch = later(chunk, m, rows, panel);
         prefetch.spread(ceil_div(chunk.length, strip_depth));
         Tile<Panel, rows> tile(panel);
         tile.accumulate(
             chunk.length, [&](int r, i64 k) { return load<T>(chunk.left[k] + (m + r) * step); },
-            right, prefetch);
-        char* corner = chunk.here + offset;
+            Right{reinterpret_cast<const char*>(packed), Panel::width * size}, prefetch);
+        char* corner = chunk.here + m * out.strides[2] + panel.first * out.strides[3];
         tile.add([&](int r) { return corner + r * out.strides[2]; }, out.strides[3], alpha);
+    }
+
+    // What follows so far behind row m of a panel that it comes in time, and is still in the cache
+    // when its turn comes.
+    template <class Panel>
+    Prefetch later(const Chunk& chunk, i64 m, i64 rows, const Panel& panel) const {
+        m += std::min<i64>(rows_ahead, out.shape[2]);
+        const char* block = m < out.shape[2] ? chunk.here : chunk.next;
+        if (!block || out.strides[3] != size) return {nullptr, 0, 0, 0};
+        const i64 row = m < out.shape[2] ? m : m - out.shape[2];
+        return {block + row * out.strides[2] + panel.first * size, rows, panel.columns * size,
+                out.strides[2]};
     }
 };
 

@@ -38,6 +38,11 @@ struct Panel {
         return static_cast<i64>(sizeof(T)) * column;
     }
 
+    void copy(const char* from, char* to) const {
+        for (int v = 0; v < vectors; ++v)
+            store_vector(to + offset(v), load_vector<Vector<T, lanes>>(from + offset(v)));
+    }
+
     void fetch(const char* row) const {
         for (int v = 0; v < vectors; ++v) __builtin_prefetch(row + offset(v), 1);
     }
