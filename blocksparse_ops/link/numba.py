@@ -5,17 +5,29 @@ import numpy as np
 from numba import literal_unroll
 from numba.core import types
 from numba.extending import overload
+from pytensor.configdefaults import config
 from pytensor.link.numba.dispatch.basic import register_funcify_default_op_cache_key
 
 from blocksparse_ops.gemv import SparseBlockGemv
 from blocksparse_ops.index import CheckBlockIndex
 from blocksparse_ops.kernels.numba import version
+from blocksparse_ops.kernels.numba.arrays import is_signed, view, view_index
 from blocksparse_ops.kernels.numba.check import from_start
 from blocksparse_ops.kernels.numba.compile import kernel
-from blocksparse_ops.kernels.numba.gemv import check_gemv, run_gemv
-from blocksparse_ops.kernels.numba.outer import check_outer, run_outer
+from blocksparse_ops.kernels.numba.gemv import CHECK_GEMV, RUN_GEMV, RUN_GEMV_PARALLEL
+from blocksparse_ops.kernels.numba.outer import CHECK_OUTER, RUN_OUTER, RUN_OUTER_PARALLEL
+from blocksparse_ops.kernels.numba.plain import plain_gemv, plain_outer
+from blocksparse_ops.kernels.numba.threads import (
+    MOST_THREADS,
+    call_most_threads,
+    one_thread,
+    start_threads,
+)
 from blocksparse_ops.outer import SparseBlockOuter
 from blocksparse_ops.signature import SOUND, raise_fault
+
+# The types of scalar that the tiles are written for.
+FAST = ("float32", "float64")
 
 
 @kernel
@@ -43,36 +55,89 @@ def overload_destination(o):
     return writeable
 
 
+def load_kernel(serial, parallel, scalar):
+    """The call of a kernel, ready for this type of scalar, and of what says how many threads."""
+    if not config.openmp:
+        serial.load(scalar)
+        return serial.call, one_thread
+    start_threads()
+    for unit in (parallel, MOST_THREADS):
+        unit.load(scalar)
+    return parallel.call, call_most_threads
+
+
+def one_of(node):
+    """A one of the dtype of a node's result."""
+    return np.dtype(node.outputs[0].type.dtype).type(1)
+
+
 @register_funcify_default_op_cache_key(SparseBlockGemv)
-def numba_funcify_SparseBlockGemv(op, **kwargs):
-    name, inplace = op.signature.op, op.inplace
+def numba_funcify_SparseBlockGemv(op, node, **kwargs):
+    name, inplace, one = op.signature.op, op.inplace, one_of(node)
+    check = CHECK_GEMV.call
+    CHECK_GEMV.load(numba.typeof(one))
 
     @kernel
-    def sparse_block_gemv(o, W, h, inputIdx, outputIdx):
-        fault = check_gemv(o, W, h, inputIdx, outputIdx)
+    def start(o, W, h, inputIdx, outputIdx):
+        """Check all, and return the array to be added to."""
+        arrays = view(o), view(W), view(h), view_index(inputIdx), view_index(outputIdx)
+        fault = check(one, (*arrays, one))
         if fault[0] != SOUND:
             fail(name, fault)
-        out = destination(o) if inplace else o.copy()
-        run_gemv(out, W, h, inputIdx, outputIdx)
-        return out
+        return destination(o) if inplace else o.copy()
 
-    return sparse_block_gemv, version()
+    if one.dtype.name in FAST:
+        run, most_threads = load_kernel(RUN_GEMV, RUN_GEMV_PARALLEL, numba.typeof(one))
+
+        @kernel
+        def sparse_block_gemv(o, W, h, inputIdx, outputIdx):
+            out = start(o, W, h, inputIdx, outputIdx)
+            arrays = view(out), view(W), view(h), view_index(inputIdx), view_index(outputIdx)
+            run(one, (*arrays, one, most_threads(one, ())))
+            return out
+    else:
+
+        @kernel
+        def sparse_block_gemv(o, W, h, inputIdx, outputIdx):
+            out = start(o, W, h, inputIdx, outputIdx)
+            plain_gemv(out, W, h, inputIdx, outputIdx)
+            return out
+
+    return sparse_block_gemv, version() + config.openmp
 
 
 @register_funcify_default_op_cache_key(SparseBlockOuter)
-def numba_funcify_SparseBlockOuter(op, **kwargs):
-    name, inplace = op.signature.op, op.inplace
+def numba_funcify_SparseBlockOuter(op, node, **kwargs):
+    name, inplace, one = op.signature.op, op.inplace, one_of(node)
+    check = CHECK_OUTER.call
+    CHECK_OUTER.load(numba.typeof(one))
 
     @kernel
-    def sparse_block_outer(o, x, y, xIdx, yIdx, alpha):
-        fault = check_outer(o, x, y, xIdx, yIdx)
+    def start(o, x, y, xIdx, yIdx):
+        """Check all, and return the array to be added to."""
+        fault = check(one, (view(o), view(x), view(y), view_index(xIdx), view_index(yIdx), one))
         if fault[0] != SOUND:
             fail(name, fault)
-        out = destination(o) if inplace else o.copy()
-        run_outer(out, x, y, xIdx, yIdx, alpha.item())
-        return out
+        return destination(o) if inplace else o.copy()
 
-    return sparse_block_outer, version()
+    if one.dtype.name in FAST:
+        run, most_threads = load_kernel(RUN_OUTER, RUN_OUTER_PARALLEL, numba.typeof(one))
+
+        @kernel
+        def sparse_block_outer(o, x, y, xIdx, yIdx, alpha):
+            out = start(o, x, y, xIdx, yIdx)
+            arrays = view(out), view(x), view(y), view_index(xIdx), view_index(yIdx)
+            run(one, (*arrays, alpha.item(), most_threads(one, ())))
+            return out
+    else:
+
+        @kernel
+        def sparse_block_outer(o, x, y, xIdx, yIdx, alpha):
+            out = start(o, x, y, xIdx, yIdx)
+            plain_outer(out, x, y, xIdx, yIdx, alpha.item())
+            return out
+
+    return sparse_block_outer, version() + config.openmp
 
 
 @register_funcify_default_op_cache_key(CheckBlockIndex)
@@ -81,6 +146,7 @@ def numba_funcify_CheckBlockIndex(op, **kwargs):
 
     @kernel
     def check_block_index(index, blocks, *sizes):
+        signed = is_signed(index)
         sound = True
         previous = np.int64(0)
         is_second = False
@@ -89,7 +155,7 @@ def numba_funcify_CheckBlockIndex(op, **kwargs):
             previous = size.item()
             is_second = not is_second
         for value in index.flat:
-            sound &= from_start(value, blocks.item()) >= 0
+            sound &= from_start(np.int64(value), signed, blocks.item()) >= 0
         if not sound:
             fail_check(index, blocks, sizes)
         return index

@@ -1,10 +1,10 @@
 """What is wrong with the arguments, as a plain record, and the indices counted from the start."""
 
-import numpy as np
-from numba.core.errors import NumbaTypeError
-from numba.core.types import Integer
-from numba.extending import overload
+from collections import namedtuple
 
+import numpy as np
+
+from blocksparse_ops.kernels.numba.arrays import load
 from blocksparse_ops.kernels.numba.compile import kernel
 from blocksparse_ops.signature import (
     LARGEST,
@@ -21,6 +21,9 @@ FINE = (SOUND, 0, 0, 0, 0, 0)
 
 # Where the indices stand among the arguments of either op.
 INPUT_INDEX, OUTPUT_INDEX = 3, 4
+
+# Counted from the start, row after row.
+Indices = namedtuple("Indices", "input output")
 
 
 @kernel
@@ -42,36 +45,39 @@ def check_triples(batch, inputs, outputs):
     return FINE
 
 
-def index_kind(value):
-    """SIGNED_INDEX or UNSIGNED_INDEX, by the type of `value`."""
-    raise AssertionError("only for compiled code")
-
-
-@overload(index_kind)
-def overload_index_kind(value):
-    if not isinstance(value, Integer):
-        raise NumbaTypeError("a block index is an integer")
-    kind = SIGNED_INDEX if value.signed else UNSIGNED_INDEX
-    return lambda value: kind
+@kernel
+def index_value(index, first, second):
+    """The 64 bits of one value."""
+    address = index.data + first * index.strides[0] + second * index.strides[1]
+    if index.itemsize == 8:
+        return load(address, np.int64(0))
+    if index.itemsize == 4:
+        value = load(address, np.int32(0))
+        return np.int64(value) if index.is_signed else np.int64(np.uint32(value))
+    if index.itemsize == 2:
+        value = load(address, np.int16(0))
+        return np.int64(value) if index.is_signed else np.int64(np.uint16(value))
+    value = load(address, np.int8(0))
+    return np.int64(value) if index.is_signed else np.int64(np.uint8(value))
 
 
 @kernel
-def from_start(value, blocks):
+def from_start(value, is_signed, blocks):
     """The block that an index names, counted from the start, or -1 if it is out of range."""
-    block = np.int64(value)
-    if index_kind(value) == SIGNED_INDEX and -blocks <= block < 0:
-        return block + blocks
+    if is_signed and -blocks <= value < 0:
+        return value + blocks
     # An unsigned value of 2**63 or more is negative here, and out of range.
-    return block if 0 <= block < blocks else -1
+    return value if 0 <= value < blocks else -1
 
 
 @kernel
 def check_index(index, argument, blocks):
     for first in range(index.shape[0]):
         for second in range(index.shape[1]):
-            value = index[first, second]
-            if from_start(value, blocks) < 0:
-                return (index_kind(value), argument, first, second, np.int64(value), blocks)
+            value = index_value(index, first, second)
+            if from_start(value, index.is_signed, blocks) < 0:
+                kind = SIGNED_INDEX if index.is_signed else UNSIGNED_INDEX
+                return (kind, argument, first, second, value, blocks)
     return FINE
 
 
@@ -92,9 +98,12 @@ def check(sizes, agreements, triples, inputIdx, iBlocks, outputIdx, oBlocks):
 
 
 @kernel
-def flat_from_start(index, blocks):
+def count_from_start(index, blocks):
     """The checked indices of one argument, counted from the start, row after row."""
-    found = np.empty(index.size, np.int64)
-    for position, value in enumerate(index.flat):
-        found[position] = from_start(value, blocks)
+    batch, window = index.shape
+    found = np.empty(batch * window, np.int64)
+    for first in range(batch):
+        for second in range(window):
+            value = index_value(index, first, second)
+            found[first * window + second] = value + blocks if value < 0 else value
     return found

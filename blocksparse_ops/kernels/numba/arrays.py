@@ -1,0 +1,115 @@
+"""The arrays that kernels work on: an address, sizes, and strides in bytes, so that one compiled
+kernel serves every layout."""
+
+from collections import namedtuple
+
+import numpy as np
+from numba.core.errors import NumbaTypeError
+from numba.core.types import Integer, NamedTuple, UniTuple, boolean, int64, void
+from numba.extending import intrinsic, overload
+
+from blocksparse_ops.kernels.numba.compile import kernel
+from blocksparse_ops.kernels.numba.vector import Code
+
+Array = namedtuple("Array", "data shape strides")
+IndexArray = namedtuple("IndexArray", "data shape strides itemsize is_signed")
+
+
+def array_type(ndim):
+    return NamedTuple((int64, UniTuple(int64, ndim), UniTuple(int64, ndim)), Array)
+
+
+INDEX_ARRAY = NamedTuple(
+    (int64, UniTuple(int64, 2), UniTuple(int64, 2), int64, boolean), IndexArray
+)
+
+
+@kernel
+def address_of(array):
+    """Where the elements start. Only an array that is kept alive keeps them."""
+    return np.int64(array.ctypes.data)
+
+
+@intrinsic
+def keep_alive(typing_context, arrays):
+    """A use of a tuple of arrays: before it, none is freed."""
+
+    def generate(context, builder, signature, arguments):
+        return context.get_dummy_value()
+
+    return void(arrays), generate
+
+
+@kernel
+def view(array):
+    return Array(address_of(array), array.shape, array.strides)
+
+
+def is_signed(index):
+    """Whether an index array holds signed integers."""
+    raise AssertionError("only for compiled code")
+
+
+@overload(is_signed)
+def overload_is_signed(index):
+    if not isinstance(index.dtype, Integer):
+        raise NumbaTypeError("a block index is an integer")
+    signed = index.dtype.signed
+    return lambda index: signed
+
+
+@kernel
+def view_index(index):
+    return IndexArray(
+        address_of(index), index.shape, index.strides, index.itemsize, is_signed(index)
+    )
+
+
+@intrinsic
+def load(typing_context, address, like):
+    """The value at an address, of the type of `like`."""
+
+    def generate(context, builder, signature, arguments):
+        return Code(builder).load(arguments[0], context.get_value_type(like), align=1)
+
+    return like(address, like), generate
+
+
+@intrinsic
+def store(typing_context, address, value):
+    """Write a value to an address."""
+
+    def generate(context, builder, signature, arguments):
+        Code(builder).store(arguments[1], arguments[0], align=1)
+        return context.get_dummy_value()
+
+    return void(address, value), generate
+
+
+@intrinsic
+def prefetch(typing_context, address):
+    """Ask for the line of memory at an address."""
+
+    def generate(context, builder, signature, arguments):
+        Code(builder).prefetch(arguments[0], write=0, locality=3)
+        return context.get_dummy_value()
+
+    return void(address), generate
+
+
+@kernel
+def word_at(address, position):
+    """The value of a table of 64-bit numbers."""
+    return load(address + 8 * position, np.int64(0))
+
+
+@kernel
+def row_addresses(array):
+    """Where the rows of a (batch, window, size) array start: example * window + position."""
+    batch, window = array.shape[0], array.shape[1]
+    rows = np.empty(batch * window, np.int64)
+    for example in range(batch):
+        for position in range(window):
+            offset = example * array.strides[0] + position * array.strides[1]
+            rows[example * window + position] = array.data + offset
+    return rows

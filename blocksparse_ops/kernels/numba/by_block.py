@@ -1,0 +1,230 @@
+"""The product block by block: each is read once for all the rows that use it."""
+
+from collections import namedtuple
+
+import numpy as np
+from numba.core.types import NamedTuple, boolean, int64
+
+from blocksparse_ops.kernels.numba.arrays import (
+    address_of,
+    prefetch,
+    row_addresses,
+    store,
+    word_at,
+)
+from blocksparse_ops.kernels.numba.compile import kernel
+from blocksparse_ops.kernels.numba.panel import (
+    STRIP_DEPTH,
+    TILE_ROWS,
+    ceil_div,
+    panel_of,
+    panel_start,
+)
+from blocksparse_ops.kernels.numba.plan import (
+    PLAN_AT,
+    Side,
+    block_of,
+    call_make_plan,
+    locate_plan,
+    row_of,
+    start_of,
+)
+from blocksparse_ops.kernels.numba.prefetch import NOTHING, start_fetching
+from blocksparse_ops.kernels.numba.product import (
+    block_address,
+    columns_lie_together,
+    part_of,
+    right_of,
+)
+from blocksparse_ops.kernels.numba.split import Share, panels_of_share, share_of
+from blocksparse_ops.kernels.numba.tile import (
+    FETCHING,
+    MOST_ADDRESSES,
+    RIGHT_START,
+    RIGHT_STEP,
+    Left,
+    To,
+    add_products_of_rows,
+)
+
+# A plan, on which of its sides the input and the output are, and where their rows start; and, for
+# threads, how many triples stand before each output block, and whether there are too few panels to
+# give each thread one.
+ByBlock = namedtuple("ByBlock", "plan input output h_rows out_rows triples_before too_few_panels")
+BY_BLOCK = NamedTuple((PLAN_AT, *[int64] * 5, boolean), ByBlock)
+
+# What a thread works on: all, some panels of output blocks, or some examples.
+ALL, PANELS, EXAMPLES = range(3)
+Work = namedtuple("Work", "kind share")
+
+# The triples and the panels of a block that are to be worked on: none if there is no block.
+Group = namedtuple("Group", "block number first last first_panel end_panel")
+NO_GROUP = Group(0, 0, 0, 0, 0, 0)
+
+
+@kernel
+def plan_by_block(p, indices, threads):
+    """What all threads need, and the arrays that must be kept alive for it."""
+    input_side = Side(indices.input, p.inputs, p.W.shape[0])
+    output_side = Side(indices.output, p.outputs, p.W.shape[1])
+    # Blocks in the order in which they lie are read faster than in any other.
+    output_first = abs(p.W.strides[0]) < abs(p.W.strides[1])
+    sides = (output_side, input_side) if output_first else (input_side, output_side)
+    plan = call_make_plan(None, sides)
+    output = 0 if output_first else 1
+    before = count_triples(plan, output, p.W.shape[1] if threads > 1 else 0)
+    used = 0
+    for j in range(before.size - 1):
+        used += before[j + 1] > before[j]
+    h_rows, out_rows = row_addresses(p.h), row_addresses(p.out)
+    b = ByBlock(
+        locate_plan(plan),
+        1 - output,
+        output,
+        address_of(h_rows),
+        address_of(out_rows),
+        address_of(before),
+        used * p.panels.count < threads,
+    )
+    return b, (plan, h_rows, out_rows, before)
+
+
+@kernel
+def count_triples(plan, output, blocks):
+    """How many triples stand before each output block."""
+    before = np.zeros(blocks + 1, np.int64)
+    if blocks > 0:
+        for g in range(plan.groups):
+            before[plan.block[g, output] + 1] += plan.start[g + 1] - plan.start[g]
+        for j in range(blocks):
+            before[j + 1] += before[j]
+    return before
+
+
+@kernel
+def work_by_block(p, b, thread, threads, scratch):
+    work = work_of(p, b, thread, threads)
+    by_panel = columns_lie_together(p)
+    here = next_group(p, b, 0, work)
+    while here.block != 0:
+        following = next_group(p, b, here.number + 1, work)
+        if by_panel:
+            multiply_by_panel(p, b, here, following, scratch)
+        else:
+            multiply_by_chunk(p, b, here, following, scratch)
+        here = following
+
+
+@kernel
+def work_of(p, b, thread, threads):
+    if threads == 1:
+        return Work(ALL, Share(0, 0))
+    if b.too_few_panels:
+        return Work(EXAMPLES, share_of(p.batch, thread, threads))
+    triples = word_at(b.triples_before, p.W.shape[1])
+    return Work(PANELS, share_of(triples * p.panels.count, thread, threads))
+
+
+@kernel
+def next_group(p, b, g, work):
+    """The first group from number g on of which there is something to be worked on."""
+    while g < b.plan.groups:
+        rows, panels = Share(start_of(b.plan, g), start_of(b.plan, g + 1)), Share(0, p.panels.count)
+        if work.kind == PANELS:
+            j = block_of(b.plan, g, b.output)
+            before = word_at(b.triples_before, j)
+            triples = word_at(b.triples_before, j + 1) - before
+            panels = panels_of_share(work.share, p.panels.count, before, triples)
+        elif work.kind == EXAMPLES:
+            rows = Share(
+                first_triple_from(b, rows, work.share.first * p.outputs),
+                first_triple_from(b, rows, work.share.last * p.outputs),
+            )
+        if rows.first < rows.last and panels.first < panels.last:
+            block = block_address(p, block_of(b.plan, g, b.input), block_of(b.plan, g, b.output))
+            return Group(block, g, rows.first, rows.last, panels.first, panels.last)
+        g += 1
+    return NO_GROUP
+
+
+@kernel
+def first_triple_from(b, rows, output_row):
+    """The first triple of this output row or a later one: a group's stand in their order."""
+    low, high = rows.first, rows.last
+    while low < high:
+        middle = (low + high) // 2
+        if row_of(b.plan, middle, b.output) < output_row:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@kernel
+def multiply_by_chunk(p, b, here, following, scratch):
+    """All columns of a chunk before the next one: as a block lies whose rows lie together."""
+    tiles = (here.end_panel - here.first_panel) * ceil_div(here.last - here.first, TILE_ROWS)
+    for first in range(0, p.depth, p.chunk):
+        length = min(p.depth - first, p.chunk)
+        if first + length < p.depth:
+            region = chunk_of(p, here, first + length)
+        else:
+            region = chunk_of(p, following, 0)
+        start_fetching(scratch.more + FETCHING, region, tiles * ceil_div(length, STRIP_DEPTH))
+        for number in range(here.first_panel, here.end_panel):
+            multiply(p, b, here, first, length, panel_of(p.panels, number), scratch)
+
+
+@kernel
+def chunk_of(p, group, first):
+    if group.block == 0:
+        return NOTHING
+    start, end = panel_start(p.panels, group.first_panel), panel_start(p.panels, group.end_panel)
+    return part_of(p, group.block, first, p.chunk, start, end)
+
+
+@kernel
+def multiply_by_panel(p, b, here, following, scratch):
+    """All the depth of a panel before the next one: as a block lies whose columns lie together."""
+    for number in range(here.first_panel, here.end_panel):
+        panel = panel_of(p.panels, number)
+        if number + 1 < here.end_panel:
+            region = whole_panel(p, here, number + 1)
+        else:
+            region = whole_panel(p, following, following.first_panel)
+        tiles = ceil_div(here.last - here.first, panel.rows)
+        times = tiles * ceil_div(p.depth, STRIP_DEPTH)
+        squares = panel.vectors * ceil_div(p.depth, panel.lanes)
+        start_fetching(scratch.more + FETCHING, region, times + squares)
+        for first in range(0, p.depth, p.chunk):
+            multiply(p, b, here, first, min(p.depth - first, p.chunk), panel, scratch)
+
+
+@kernel
+def whole_panel(p, group, number):
+    if group.block == 0:
+        return NOTHING
+    start, end = panel_start(p.panels, number), panel_start(p.panels, number + 1)
+    return part_of(p, group.block, 0, p.depth, start, end)
+
+
+@kernel
+def multiply(p, b, group, first, length, panel, scratch):
+    """Add the products of some depth of a group's rows and a panel."""
+    fetching = scratch.more + FETCHING
+    right = right_of(p, group.block, first, length, panel, scratch.panel, fetching)
+    store(scratch.more + RIGHT_START, right.start)
+    store(scratch.more + RIGHT_STEP, right.step)
+    left, to = Left(scratch.left, p.h.strides[2], 0), To(scratch.to, p.out.strides[2])
+    for t in range(group.first, group.last, MOST_ADDRESSES):
+        rows = min(group.last - t, MOST_ADDRESSES)
+        for m in range(rows):
+            row = word_at(b.h_rows, row_of(b.plan, t + m, b.input)) + first * p.h.strides[2]
+            out = (
+                word_at(b.out_rows, row_of(b.plan, t + m, b.output))
+                + panel.first * p.out.strides[2]
+            )
+            prefetch(row)
+            store(scratch.left + 8 * m, row)
+            store(scratch.to + 8 * m, out)
+        add_products_of_rows(panel, rows, left, scratch.more, 1, length, to, p.scale)

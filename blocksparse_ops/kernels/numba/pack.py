@@ -1,0 +1,179 @@
+"""Blocks whose rows cannot be read as vectors where they lie, copied into a panel."""
+
+from collections import namedtuple
+
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+from blocksparse_ops.kernels.numba.arrays import load, store
+from blocksparse_ops.kernels.numba.compile import Unit, kernel
+from blocksparse_ops.kernels.numba.panel import size_of
+from blocksparse_ops.kernels.numba.prefetch import fetch_some
+from blocksparse_ops.kernels.numba.vector import (
+    WORD,
+    Code,
+    bytes_of,
+    full_lanes,
+    llvm_scalar,
+    word,
+)
+
+PIECE_BYTES = 16
+
+
+class Square:
+    """A square of `lanes` by `lanes` elements, transposed: to[k][n] = from[n][k].
+
+    Pieces of 16 bytes are moved to their place while they are loaded, which costs no shuffle;
+    inside of pieces, lanes change places between vectors in rounds, one for each bit of their
+    number.
+    """
+
+    def __init__(self, code, scalar, lanes):
+        self.code, self.builder = code, code.builder
+        self.scalar, self.size, self.lanes = llvm_scalar(scalar), bytes_of(scalar), lanes
+        self.piece = min(lanes, PIECE_BYTES // self.size)
+
+    def transpose(self, start, step, to, to_step):
+        rows = []
+        for k in range(0, self.lanes, self.piece):
+            corner = self.builder.add(start, word(k * self.size))
+            rows += [self._gather(corner, n, step) for n in range(self.piece)]
+        bit = self.piece // 2
+        while bit > 0:
+            rows = self._exchange(rows, bit)
+            bit //= 2
+        for k, row in enumerate(rows):
+            self.code.store(row, self.code.offset(to, k, to_step), align=self.size)
+
+    def _gather(self, corner, first, step):
+        """Pieces that lie apart, side by side."""
+        kind = ir.VectorType(self.scalar, self.piece)
+        pieces = [
+            self.code.load(self.code.offset(corner, n, step), kind, align=self.size)
+            for n in range(first, self.lanes, self.piece)
+        ]
+        while len(pieces) > 1:
+            pairs = zip(pieces[::2], pieces[1::2], strict=True)
+            pieces = [
+                self.code.shuffle(one, other, list(range(2 * one.type.count)))
+                for one, other in pairs
+            ]
+        return pieces[0]
+
+    def _exchange(self, rows, bit):
+        """The lanes of a pair of rows, and between them those of the other, by one bit."""
+        numbers = range(self.lanes)
+        low = [lane if not lane & bit else self.lanes + lane - bit for lane in numbers]
+        high = [lane + bit if not lane & bit else self.lanes + lane for lane in numbers]
+        rows = list(rows)
+        for m in numbers:
+            if not m & bit:
+                pair = rows[m], rows[m + bit]
+                rows[m], rows[m + bit] = (self.code.shuffle(*pair, side) for side in (low, high))
+        return rows
+
+
+class Transpose:
+    """to[k][n] = from[n][k], in squares of so many lanes; the last overlap those before them."""
+
+    NAMES = ("start", "step", "depth", "columns", "to", "to_step", "fetching")
+
+    def __init__(self, module, scalar, lanes):
+        kind = ir.FunctionType(ir.VoidType(), [WORD] * len(self.NAMES))
+        self.function = ir.Function(module, kind, f"transpose_{llvm_scalar(scalar)}_{lanes}")
+        self.function.linkage = "internal"
+        for name, argument in zip(self.NAMES, self.function.args, strict=True):
+            setattr(self, name, argument)
+        self.builder = ir.IRBuilder(self.function.append_basic_block())
+        self.code = Code(self.builder)
+        self.size, self.lanes = bytes_of(scalar), lanes
+        if lanes > 1:
+            self._leave_small_to(Transpose(module, scalar, lanes // 2))
+        self._write_squares(Square(self.code, scalar, lanes))
+        self.builder.ret_void()
+
+    def _leave_small_to(self, narrower):
+        sizes = self.depth, self.columns
+        small = (self.builder.icmp_signed("<", size, word(self.lanes)) for size in sizes)
+        with self.builder.if_then(self.builder.or_(*small)):
+            self.builder.call(narrower.function, self.function.args)
+            self.builder.ret_void()
+
+    def _write_squares(self, square):
+        builder, size, lanes = self.builder, word(self.size), word(self.lanes)
+
+        def squares_of_columns(n, _):
+            n = self.code.smaller(n, builder.sub(self.columns, lanes))
+            source = builder.add(self.start, builder.mul(n, self.step))
+            target = builder.add(self.to, builder.mul(n, size))
+
+            def one_square(k, _):
+                fetch_some(self.code, self.fetching)
+                k = self.code.smaller(k, builder.sub(self.depth, lanes))
+                corner = builder.add(source, builder.mul(k, size))
+                to = builder.add(target, builder.mul(k, self.to_step))
+                square.transpose(corner, self.step, to, self.to_step)
+                return []
+
+            self.code.for_loop(word(0), self.depth, lanes, [], one_square)
+            return []
+
+        self.code.for_loop(word(0), self.columns, lanes, [], squares_of_columns)
+
+
+@intrinsic
+def run_transpose(typing_context, scale, arguments):
+    """Transpose elements of the type of `scale`."""
+
+    def generate(context, builder, signature, values):
+        transpose = Transpose(builder.module, scale, full_lanes(scale))
+        builder.call(transpose.function, cgutils.unpack_tuple(builder, values[1]))
+        return context.get_dummy_value()
+
+    return types.void(scale, arguments), generate
+
+
+def transpose(start, step, depth, columns, to, to_step, fetching, scale):
+    """to[k][n] = from[n][k] for k < depth, n < columns: addresses, and steps in bytes."""
+    run_transpose(scale, (start, step, depth, columns, to, to_step, fetching))
+
+
+TRANSPOSE = Unit(transpose, lambda scalar: types.void(*[types.int64] * 7, scalar))
+call_transpose = TRANSPOSE.call
+
+# Where row k of a panel starts, its elements side by side, and the step to the next one.
+Right = namedtuple("Right", "start step")
+
+
+@kernel
+def copy_elements(start, step, count, to, scale):
+    """to[n] = from[n], the latter a step apart."""
+    size = size_of(scale)
+    if step == size:
+        for n in range(count):
+            store(to + n * size, load(start + n * size, scale))
+    else:
+        for n in range(count):
+            store(to + n * size, load(start + n * step, scale))
+
+
+@kernel
+def by_rows(corner, row_step, column_step, depth, panel, scratch, fetching, scale):
+    """Make a matrix of which the elements lie any two steps apart readable by rows.
+
+    Where it lies if the elements of a row are adjacent, else in the scratch.
+    """
+    size = size_of(scale)
+    if column_step == size:
+        return Right(corner, row_step)
+    to_step = panel.lanes * panel.vectors * size
+    if row_step == size:
+        arguments = (corner, column_step, depth, panel.columns, scratch, to_step, fetching, scale)
+        call_transpose(scale, arguments)
+    else:
+        for k in range(depth):
+            start = corner + k * row_step
+            copy_elements(start, column_step, panel.columns, scratch + k * to_step, scale)
+    return Right(scratch, to_step)
