@@ -15,37 +15,39 @@ struct Right {
 
 // Rows of memory that are needed next, asked for a few lines at a time beside the products.
 //
-// Both halves at once: the machine's own fetching, which runs ahead of each place that is read on
-// and on, then brings twice as much.
+// Rows without a gap are one long row, of which all quarters are asked for side by side: the
+// machine's own fetching follows each place that is read on and on, and so brings more.
 class Prefetch {
    public:
     Prefetch() = default;
     Prefetch(const char* start, i64 rows, i64 bytes, i64 step) : row(start), step(step) {
-        // Rows without a gap are one long row.
-        if (step == bytes) bytes *= rows, rows = 1;
-        this->bytes = rows == 1 ? ceil_div(bytes, 2) : bytes;
-        this->rows = ceil_div(rows, 2);
-        half = rows == 1 ? this->bytes : rows / 2 * step;
+        const bool is_long = step == bytes || rows == 1;
+        this->rows = is_long ? std::min<i64>(rows, 1) : rows;
+        this->bytes = is_long ? ceil_div(rows * bytes, places) : bytes;
+        apart = is_long ? this->bytes : line;
+        advance = is_long ? line : places * line;
     }
 
     // Asks for all in `times` calls of some().
     void spread(i64 times) {
-        lines = ceil_div(rows * ceil_div(bytes, line), std::max<i64>(times, 1));
+        looks = ceil_div(rows * ceil_div(bytes, advance), std::max<i64>(times, 1));
     }
 
     void some() {
-        for (i64 n = lines; n > 0 && rows > 0; --n) {
-            __builtin_prefetch(row + at, 0, 2);
-            __builtin_prefetch(row + half + at, 0, 2);
-            at += line;
+        for (i64 n = looks; n > 0 && rows > 0; --n) {
+#pragma GCC unroll 4
+            for (int place = 0; place < places; ++place)
+                __builtin_prefetch(row + at + place * apart, 0, 2);
+            at += advance;
             if (at >= bytes) at = 0, row += step, --rows;
         }
     }
 
    private:
     static constexpr i64 line = 64;
+    static constexpr int places = 4;  // a tile's row, if rows have gaps
     const char* row;
-    i64 rows, bytes, step, half, at = 0, lines = 0;
+    i64 rows, bytes, step, apart, advance, at = 0, looks = 0;
 };
 
 // sum[m][.] = sum over k < depth of left(m, k) * right(k)[.]
