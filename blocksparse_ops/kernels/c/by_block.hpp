@@ -14,8 +14,10 @@ class ByBlock {
     void prepare(const Product<T>& p, int threads) {
         const Side input{p.indices.input, p.inputs, p.W.shape[0]};
         const Side output{p.indices.output, p.outputs, p.W.shape[1]};
-        // Blocks in the order in which they lie are read faster than in any other.
-        output_first = std::abs(p.W.strides[0]) < std::abs(p.W.strides[1]);
+        // Blocks in the order in which they lie are read faster than in any other. But rows of the
+        // output share lines of memory, which threads take from each other: so each row is worked
+        // on within a short time. A row's sum takes its blocks in the same order either way.
+        output_first = threads > 1 || std::abs(p.W.strides[0]) < std::abs(p.W.strides[1]);
         plan = output_first ? make_plan(output, input, p.batch) : make_plan(input, output, p.batch);
         h_rows.reserve(p.batch * p.inputs);
         h_rows.locate(p.h);

@@ -111,12 +111,15 @@ constexpr i64 most_depth = 256;
 template <class T>
 constexpr i64 widest_panel = tile_vectors * full_lanes<T>;
 
-// A widest panel of a quarter of that depth, or a narrower one of more. Threads share no line of
-// it.
+constexpr i64 page = 4096;
+
+// A widest panel of a quarter of that depth, or a narrower one of more. The machine fetches ahead
+// beyond its end: there must not be another thread's.
 template <class T>
-struct alignas(128) Scratch {
+struct alignas(page) Scratch {
     static constexpr i64 size = most_depth / 4 * widest_panel<T>;
     T elements[size];
+    char gap[page];
 };
 
 // The depth for a block of this many columns. Of wide blocks, all rows of a chunk and of the next
