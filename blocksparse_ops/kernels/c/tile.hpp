@@ -71,6 +71,7 @@ class Tile {
             prefetch.some();
             const i64 end = std::min(strip + strip_depth, depth);
             i64 k = strip;
+#pragma GCC unroll 4
             for (; k + chains <= end; k += chains)
 #pragma GCC unroll 4
                 for (int chain = 0; chain < chains; ++chain) step(chain, k + chain, left, right);
