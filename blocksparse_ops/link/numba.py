@@ -1,12 +1,19 @@
 """The ops in Numba: importing this registers them."""
 
+from hashlib import sha256
+
 import numba
 import numpy as np
 from numba import literal_unroll
 from numba.core import types
 from numba.extending import overload
+from numba.np.unsafe.ndarray import to_fixed_tuple
 from pytensor.configdefaults import config
-from pytensor.link.numba.dispatch.basic import register_funcify_default_op_cache_key
+from pytensor.link.numba.dispatch.basic import (
+    register_funcify_and_cache_key,
+    register_funcify_default_op_cache_key,
+)
+from pytensor.link.numba.dispatch.tensor_basic import numba_funcify_Alloc
 
 from blocksparse_ops.gemv import SparseBlockGemv
 from blocksparse_ops.index import CheckBlockIndex
@@ -25,6 +32,7 @@ from blocksparse_ops.kernels.numba.threads import (
 )
 from blocksparse_ops.outer import SparseBlockOuter
 from blocksparse_ops.signature import SOUND, raise_fault
+from blocksparse_ops.zeros import BlockZeros
 
 # The types of scalar that the tiles are written for.
 FAST = ("float32", "float64")
@@ -166,3 +174,34 @@ def numba_funcify_CheckBlockIndex(op, **kwargs):
             CheckBlockIndex(*props).check(index, blocks, *sizes)
 
     return check_block_index, version()
+
+
+# To fill more numbers takes longer than to leave compiled code.
+LARGE = 1 << 16
+
+
+@register_funcify_and_cache_key(BlockZeros)
+def numba_funcify_BlockZeros(op, node, **kwargs):
+    if not op.value_is_scalar_zero(node.inputs[0]):
+        return numba_funcify_Alloc(op, node, **kwargs)
+    out_type = node.outputs[0].type
+    dtype, ndim = np.dtype(out_type.dtype), out_type.ndim
+    array_type = types.Array(numba.from_dtype(dtype), ndim, "C")
+
+    @kernel
+    def block_zeros(value, *sizes):
+        lengths = np.empty(ndim, np.int64)
+        axis = 0
+        for size in literal_unroll(sizes):
+            lengths[axis] = size.item()
+            axis += 1  # noqa: SIM113
+        shape = to_fixed_tuple(lengths, ndim)
+        if lengths.prod() < LARGE:
+            return np.zeros(shape, dtype)
+        # NumPy's come as zero from the system: pages that nothing is added to are never touched.
+        with numba.objmode(zeros=array_type):
+            zeros = np.zeros(shape, dtype)
+        return zeros
+
+    key = f"{op.__class__.__name__}_{dtype}_{ndim}_{version()}"
+    return block_zeros, sha256(key.encode()).hexdigest()

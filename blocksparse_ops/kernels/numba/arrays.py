@@ -31,13 +31,13 @@ def address_of(array):
 
 
 @intrinsic
-def keep_alive(typing_context, arrays):
-    """A use of a tuple of arrays: before it, none is freed."""
+def keep_alive(typing_context, array):
+    """A use of an array: before it, its memory is not freed."""
 
     def generate(context, builder, signature, arguments):
         return context.get_dummy_value()
 
-    return void(arrays), generate
+    return void(array), generate
 
 
 @kernel
@@ -95,21 +95,3 @@ def prefetch(typing_context, address):
         return context.get_dummy_value()
 
     return void(address), generate
-
-
-@kernel
-def word_at(address, position):
-    """The value of a table of 64-bit numbers."""
-    return load(address + 8 * position, np.int64(0))
-
-
-@kernel
-def row_addresses(array):
-    """Where the rows of a (batch, window, size) array start: example * window + position."""
-    batch, window = array.shape[0], array.shape[1]
-    rows = np.empty(batch * window, np.int64)
-    for example in range(batch):
-        for position in range(window):
-            offset = example * array.strides[0] + position * array.strides[1]
-            rows[example * window + position] = array.data + offset
-    return rows

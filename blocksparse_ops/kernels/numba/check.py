@@ -1,11 +1,10 @@
 """What is wrong with the arguments, as a plain record, and the indices counted from the start."""
 
-from collections import namedtuple
-
 import numpy as np
 
 from blocksparse_ops.kernels.numba.arrays import load
 from blocksparse_ops.kernels.numba.compile import kernel
+from blocksparse_ops.kernels.numba.memory import set_word, take
 from blocksparse_ops.signature import (
     LARGEST,
     MOST_ROWS,
@@ -21,9 +20,6 @@ FINE = (SOUND, 0, 0, 0, 0, 0)
 
 # Where the indices stand among the arguments of either op.
 INPUT_INDEX, OUTPUT_INDEX = 3, 4
-
-# Counted from the start, row after row.
-Indices = namedtuple("Indices", "input output")
 
 
 @kernel
@@ -98,12 +94,13 @@ def check(sizes, agreements, triples, inputIdx, iBlocks, outputIdx, oBlocks):
 
 
 @kernel
-def count_from_start(index, blocks):
-    """The checked indices of one argument, counted from the start, row after row."""
+def count_from_start(index, blocks, memory):
+    """A table of the checked indices of one argument, counted from the start, row after row."""
     batch, window = index.shape
-    found = np.empty(batch * window, np.int64)
+    found = take(memory, batch * window)
     for first in range(batch):
         for second in range(window):
             value = index_value(index, first, second)
-            found[first * window + second] = value + blocks if value < 0 else value
+            block = value + blocks if value < 0 else value
+            set_word(found, first * window + second, block)
     return found

@@ -5,18 +5,20 @@ from collections import namedtuple
 from numba import prange
 from numba.core.types import NamedTuple, UniTuple, int64, void
 
-from blocksparse_ops.kernels.numba.arrays import (
-    INDEX_ARRAY,
-    address_of,
-    array_type,
-    keep_alive,
-    row_addresses,
-    store,
-    word_at,
-)
+from blocksparse_ops.kernels.numba.arrays import INDEX_ARRAY, array_type, keep_alive
 from blocksparse_ops.kernels.numba.check import check, count_from_start
 from blocksparse_ops.kernels.numba.choose import threads_for
 from blocksparse_ops.kernels.numba.compile import Unit, kernel
+from blocksparse_ops.kernels.numba.memory import (
+    keep,
+    new_memory,
+    open_memory,
+    reader_of,
+    row_addresses,
+    set_word,
+    take,
+    word_at,
+)
 from blocksparse_ops.kernels.numba.pack import Right, copy_elements
 from blocksparse_ops.kernels.numba.panel import (
     MOST_DEPTH,
@@ -24,48 +26,52 @@ from blocksparse_ops.kernels.numba.panel import (
     STRIP_DEPTH,
     ceil_div,
     cut_columns,
-    lanes_of,
     panel_of,
     size_of,
 )
 from blocksparse_ops.kernels.numba.plan import (
     MAKE_PLAN,
-    PLAN_AT,
+    PLAN,
     Side,
     block_of,
     call_make_plan,
-    locate_plan,
+    first_triple,
+    plan_words,
     row_of,
-    start_of,
 )
 from blocksparse_ops.kernels.numba.prefetch import NOTHING, Region, start_fetching
-from blocksparse_ops.kernels.numba.scratch import scratch_memory, scratch_of
+from blocksparse_ops.kernels.numba.scratch import scratch_of, scratch_words
 from blocksparse_ops.kernels.numba.split import Share, panels_of_share, share_of
 from blocksparse_ops.kernels.numba.tile import (
     ADD_PRODUCTS,
     FACTOR_BYTES,
     FETCHING,
     MOST_ADDRESSES,
-    RIGHT_START,
-    RIGHT_STEP,
-    Left,
-    To,
     add_products_of_rows,
+    set_right,
+    set_task,
 )
 from blocksparse_ops.signature import OUTER
 
 AGREEMENTS = OUTER.agreements
 
-Outer = namedtuple("Outer", "out x_step y_step plan x_rows y_rows panels alpha")
+# What all threads work on: Numba hands no tuple of tuples to its threads, so they get its address.
+Outer = namedtuple("Outer", "out x_step y_step plan x_rows y_rows panels threads scratch alpha")
+MOST_OUTER_WORDS = 32
 
 
 def outer_type(scalar):
-    members = (array_type(4), int64, int64, PLAN_AT, int64, int64, PANELS, scalar)
+    members = (array_type(4), int64, int64, PLAN, int64, int64, PANELS, int64, int64, scalar)
     return NamedTuple(members, Outer)
+
+
+outer_at = reader_of(outer_type)
 
 
 # So many rows of the widest panel fit into the scratch.
 CHUNK_ROWS = MOST_DEPTH // 4
+
+ROWS_AHEAD = 32
 
 
 @kernel
@@ -83,41 +89,52 @@ def check_outer(o, x, y, xIdx, yIdx, alpha):
 
 def run_outer(out, x, y, xIdx, yIdx, alpha, most_threads):
     """Add to `out`, which holds the initial values; all has been checked."""
-    first = Side(count_from_start(xIdx, out.shape[0]), x.shape[1], out.shape[0])
-    second = Side(count_from_start(yIdx, out.shape[1]), y.shape[1], out.shape[1])
-    plan = call_make_plan(None, (first, second))
-    x_rows, y_rows = row_addresses(x), row_addresses(y)
+    x_rows, y_rows = x.shape[0] * x.shape[1], y.shape[0] * y.shape[1]
+    threads = threads_for(x_rows * y.shape[1], x.shape[2] * y.shape[2], most_threads)
+    # Twice the rows: their blocks, and where they start.
+    words = scratch_words(threads, x_bytes(alpha), alpha) + 2 * (x_rows + y_rows)
+    first = Side(0, x_rows, x.shape[1], out.shape[0])
+    second = Side(0, y_rows, y.shape[1], out.shape[1])
+    array = new_memory(words + plan_words(first, second) + MOST_OUTER_WORDS)
+    memory = open_memory(array)
+    scratch = take(memory, scratch_words(threads, x_bytes(alpha), alpha))
+    first = Side(count_from_start(xIdx, first.blocks, memory), *first[1:])
+    second = Side(count_from_start(yIdx, second.blocks, memory), *second[1:])
     p = Outer(
         out,
         x.strides[2],
         y.strides[2],
-        locate_plan(plan),
-        address_of(x_rows),
-        address_of(y_rows),
-        cut_columns(out.shape[3], lanes_of(alpha)),
+        call_make_plan(alpha, (first, second, memory)),
+        row_addresses(x, memory),
+        row_addresses(y, memory),
+        cut_columns(out.shape[3], alpha),
+        threads,
+        scratch,
         alpha,
     )
-    threads = threads_for(len(plan.triple), x.shape[2] * y.shape[2], most_threads)
-    memory = scratch_memory(threads, x_bytes(alpha), alpha)
-    start = address_of(memory)
-    for thread in prange(threads):
-        call_work_outer(alpha, (p, thread, threads, start))
-    keep_alive((plan, x_rows, y_rows, memory))
+    outer = keep(memory, p)
+    if threads == 1:  # a prange would wake them all the same
+        call_work_outer(alpha, (outer, 0, alpha))
+    else:
+        for thread in prange(threads):
+            call_work_outer(alpha, (outer, thread, alpha))
+    keep_alive(array)
 
 
-def work_outer(p, thread, threads, memory):
+def work_outer(outer, thread, alpha):
     """The part of one thread. All parts may be worked on side by side."""
-    scratch = scratch_of(memory, thread, x_bytes(p.alpha), p.alpha)
-    share = share_of(start_of(p.plan, p.plan.groups) * p.panels.count, thread, threads)
+    p = outer_at(outer, alpha)
+    scratch = scratch_of(p.scratch, thread, x_bytes(alpha), alpha)
+    share = share_of(first_triple(p.plan, p.plan.groups) * p.panels.count, thread, p.threads)
     for g in range(p.plan.groups):
-        start, end = start_of(p.plan, g), start_of(p.plan, g + 1)
+        start, end = first_triple(p.plan, g), first_triple(p.plan, g + 1)
         mine = panels_of_share(share, p.panels.count, start, end - start)
         if mine.first == mine.last:
             continue
         for first in range(start, end, CHUNK_ROWS):
             chunk = Share(first, min(first + CHUNK_ROWS, end))
             for number in range(mine.first, mine.last):
-                add_panel(p, g, chunk, panel_of(p.panels, number), scratch)
+                add_panel(p, g, chunk, panel_of(p.panels, number, p.alpha), scratch)
 
 
 @kernel
@@ -129,10 +146,9 @@ def block_address(p, g):
 @kernel
 def add_panel(p, g, chunk, panel, scratch):
     """The columns of a panel, some of its rows after the other."""
-    width, first = panel.lanes * panel.vectors, panel.first * p.y_step
+    width, first = panel.width, panel.first * p.y_step
     right = rows_of(p, p.y_rows, 1, chunk, first, p.y_step, panel.columns, width, scratch.panel)
-    store(scratch.more + RIGHT_START, right.start)
-    store(scratch.more + RIGHT_STEP, right.step)
+    set_right(scratch.more, right)
     for m in range(0, p.out.shape[2], MOST_ADDRESSES):
         rows = min(p.out.shape[2] - m, MOST_ADDRESSES)
         add_rows(p, g, chunk, panel, m, rows, scratch)
@@ -159,7 +175,7 @@ def add_rows(p, g, chunk, panel, m, rows, scratch):
     """Rows m to m + rows of a panel: the columns of x are the left operand."""
     size = size_of(p.alpha)
     corner = m * p.out.strides[2] + panel.first * p.out.strides[3]
-    fetch_same_part(p, g, corner, chunk, panel, rows, scratch)
+    fetch_later(p, g, m, rows, panel, chunk, scratch)
     x = rows_of(
         p,
         p.x_rows,
@@ -173,20 +189,24 @@ def add_rows(p, g, chunk, panel, m, rows, scratch):
     )
     out = block_address(p, g) + corner
     for r in range(rows):
-        store(scratch.left + 8 * r, x.start + r * size)
-        store(scratch.to + 8 * r, out + r * p.out.strides[2])
-    left, to = Left(scratch.left, x.step, 0), To(scratch.to, p.out.strides[3])
-    length = chunk.last - chunk.first
-    add_products_of_rows(panel, rows, left, scratch.more, 1, length, to, p.alpha)
+        set_word(scratch.left, r, x.start + r * size)
+        set_word(scratch.to, r, out + r * p.out.strides[2])
+    length, columns, to_step = chunk.last - chunk.first, panel.columns, p.out.strides[3]
+    set_task(scratch.task, (x.step, 0), scratch.more, 1, length, to_step, columns, p.alpha)
+    add_products_of_rows(panel, rows, scratch.left, scratch.to, scratch.task, p.alpha)
 
 
 @kernel
-def fetch_same_part(p, g, corner, chunk, panel, rows, scratch):
-    """Ask for the same part of the next block."""
+def fetch_later(p, g, m, rows, panel, chunk, scratch):
+    """Ask for what follows so far behind that it comes in time, and is still there at its turn."""
+    m += min(ROWS_AHEAD, p.out.shape[2])
+    if m >= p.out.shape[2]:
+        m, g = m - p.out.shape[2], g + 1
     region = NOTHING
-    if g + 1 < p.plan.groups and p.out.strides[3] == size_of(p.alpha):
-        row_bytes = panel.columns * size_of(p.alpha)
-        region = Region(block_address(p, g + 1) + corner, rows, row_bytes, p.out.strides[2])
+    if g < p.plan.groups and p.out.strides[3] == size_of(p.alpha):
+        start = block_address(p, g) + m * p.out.strides[2] + panel.first * size_of(p.alpha)
+        rows = min(rows, p.out.shape[2] - m)
+        region = Region(start, rows, panel.columns * size_of(p.alpha), p.out.strides[2])
     times = ceil_div(rows, panel.rows) * ceil_div(chunk.last - chunk.first, STRIP_DEPTH)
     start_fetching(scratch.more + FETCHING, region, times)
 
@@ -195,16 +215,12 @@ def arguments(scalar):
     return (array_type(4), array_type(3), array_type(3), INDEX_ARRAY, INDEX_ARRAY, scalar)
 
 
-def work_signature(scalar):
-    return void(outer_type(scalar), int64, int64, int64)
-
-
 def run_signature(scalar):
     return void(*arguments(scalar), int64)
 
 
 CHECK_OUTER = Unit(check_outer, lambda scalar: UniTuple(int64, 6)(*arguments(scalar)))
-WORK_OUTER = Unit(work_outer, work_signature, uses=[ADD_PRODUCTS])
+WORK_OUTER = Unit(work_outer, lambda scalar: void(int64, int64, scalar), uses=[ADD_PRODUCTS])
 RUN_OUTER, RUN_OUTER_PARALLEL = (
     Unit(run_outer, run_signature, uses=[MAKE_PLAN, WORK_OUTER], parallel=parallel)
     for parallel in (False, True)

@@ -8,7 +8,7 @@ from numba.extending import intrinsic
 
 from blocksparse_ops.kernels.numba.arrays import load, store
 from blocksparse_ops.kernels.numba.compile import Unit, kernel
-from blocksparse_ops.kernels.numba.panel import size_of
+from blocksparse_ops.kernels.numba.panel import TILE_VECTORS, lanes_of, size_of
 from blocksparse_ops.kernels.numba.prefetch import fetch_some
 from blocksparse_ops.kernels.numba.vector import (
     WORD,
@@ -147,13 +147,46 @@ call_transpose = TRANSPOSE.call
 Right = namedtuple("Right", "start step")
 
 
+@intrinsic
+def copy_vectors(typing_context, start, count, to, scale):
+    """to[n] = from[n], of elements for one vector at least. The last one overlaps others."""
+    size, lanes = bytes_of(scale), full_lanes(scale)
+    kind = ir.VectorType(llvm_scalar(scale), lanes)
+
+    def generate(context, builder, signature, arguments):
+        start, count, to, _ = arguments
+        code = Code(builder)
+        last = builder.sub(count, word(lanes))
+
+        def copy(n, _):
+            offset = builder.mul(n, word(size))
+            vector = code.load(builder.add(start, offset), kind, align=size)
+            code.store(vector, builder.add(to, offset), align=size)
+            return []
+
+        def copy_first(vectors):
+            """Straight on, as many as the widest panel has."""
+            copy(word((vectors - 1) * lanes), None)
+            if vectors < TILE_VECTORS:
+                more = builder.icmp_signed(">", last, word(vectors * lanes))
+                with builder.if_then(more):
+                    copy_first(vectors + 1)
+
+        with builder.if_then(builder.icmp_signed(">", last, word(0))):
+            copy_first(1)
+        code.for_loop(word(TILE_VECTORS * lanes), last, word(lanes), [], copy)
+        copy(last, None)
+        return context.get_dummy_value()
+
+    return types.void(start, count, to, scale), generate
+
+
 @kernel
 def copy_elements(start, step, count, to, scale):
     """to[n] = from[n], the latter a step apart."""
     size = size_of(scale)
-    if step == size:
-        for n in range(count):
-            store(to + n * size, load(start + n * size, scale))
+    if step == size and count >= lanes_of(scale):
+        copy_vectors(start, count, to, scale)
     else:
         for n in range(count):
             store(to + n * size, load(start + n * step, scale))
@@ -168,7 +201,7 @@ def by_rows(corner, row_step, column_step, depth, panel, scratch, fetching, scal
     size = size_of(scale)
     if column_step == size:
         return Right(corner, row_step)
-    to_step = panel.lanes * panel.vectors * size
+    to_step = panel.width * size
     if row_step == size:
         arguments = (corner, column_step, depth, panel.columns, scratch, to_step, fetching, scale)
         call_transpose(scale, arguments)

@@ -64,11 +64,11 @@ size_of = constant(bytes_of)
 lanes_of = constant(full_lanes)
 
 # Columns [first, first + columns) of a block.
-Panel = namedtuple("Panel", "kind number first columns lanes vectors rows")
+Panel = namedtuple("Panel", "kind number first columns width rows")
 
-# Columns cut into panels. They differ by a vector at the most, and their vectors are full if there
-# are columns enough for one.
-Panels = namedtuple("Panels", "columns lanes vectors count")
+# Columns cut into panels of `vectors` vectors or, from number `shorter` on, of one more. They are
+# full if there are columns enough for one.
+Panels = namedtuple("Panels", "columns count vectors shorter")
 PANELS = NamedUniTuple(int64, 4, Panels)
 
 
@@ -78,37 +78,38 @@ def ceil_div(a, b):
 
 
 @kernel
-def cut_columns(columns, lanes):
-    vectors = ceil_div(columns, lanes)
-    return Panels(columns, lanes, vectors, ceil_div(vectors, TILE_VECTORS))
+def cut_columns(columns, scale):
+    vectors = ceil_div(columns, lanes_of(scale))
+    count = ceil_div(vectors, TILE_VECTORS)
+    of_each = vectors // max(count, 1)
+    return Panels(columns, count, of_each, count * (of_each + 1) - vectors)
 
 
 @kernel
-def panel_start(panels, number):
-    """The first column of a panel; for number `count`, the number of columns.
+def panel_start(panels, number, scale):
+    """The first column of a panel; for the number of panels, the number of columns.
 
     The last panel is not smaller than others: where there are several, it has a vector that the
     last may overlap.
     """
-    if number == panels.count:
-        return panels.columns
-    return number * panels.vectors // panels.count * panels.lanes
+    vectors = number * panels.vectors + max(number - panels.shorter, 0)
+    return min(vectors * lanes_of(scale), panels.columns)
 
 
 @kernel
-def panel_of(panels, number):
-    first = panel_start(panels, number)
-    columns = panel_start(panels, number + 1) - first
-    lanes = panels.lanes
+def panel_of(panels, number, scale):
+    lanes = lanes_of(scale)
+    first = panel_start(panels, number, scale)
+    columns = panel_start(panels, number + 1, scale) - first
     if columns >= lanes:
         vectors = ceil_div(columns, lanes)
         rows = MOST_TILE_ROWS if vectors == 3 else TILE_ROWS
-        return Panel(vectors - 1, number, first, columns, lanes, vectors, rows)
+        return Panel(vectors - 1, number, first, columns, vectors * lanes, rows)
     if columns >= 8:
-        return Panel(TILE_VECTORS + 2, number, first, columns, 8, 2, 4)
+        return Panel(TILE_VECTORS + 2, number, first, columns, 16, 4)
     if columns >= 4:
-        return Panel(TILE_VECTORS + 1, number, first, columns, 4, 2, 4)
-    return Panel(TILE_VECTORS, number, first, columns, 1, 3, 4)
+        return Panel(TILE_VECTORS + 1, number, first, columns, 8, 4)
+    return Panel(TILE_VECTORS, number, first, columns, 3, 4)
 
 
 @kernel

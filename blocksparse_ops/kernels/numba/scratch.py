@@ -2,18 +2,18 @@
 
 from collections import namedtuple
 
-import numpy as np
-
 from blocksparse_ops.kernels.numba.compile import kernel
 from blocksparse_ops.kernels.numba.panel import lanes_of, scratch_elements, size_of
-from blocksparse_ops.kernels.numba.tile import MOST_ADDRESSES
+from blocksparse_ops.kernels.numba.tile import MOST_ADDRESSES, TASK_BYTES
 
-# Addresses: of a panel, of the rows of the left operand and of the output, and of what else a
-# kernel keeps.
-Scratch = namedtuple("Scratch", "panel left to more")
+# Addresses: of a panel, of tables for rows of the left operand and of the output, of a task, and of
+# what else a kernel keeps.
+Scratch = namedtuple("Scratch", "panel left to task more")
 
-LINE = 128  # threads share no line
+# The machine fetches ahead beyond a thread's part: there must not be another thread's.
+PAGE = 4096
 TABLE_BYTES = 8 * MOST_ADDRESSES
+TABLES_BYTES = 2 * TABLE_BYTES + TASK_BYTES
 
 
 @kernel
@@ -23,18 +23,19 @@ def panel_bytes(scale):
 
 @kernel
 def bytes_of_thread(more, scale):
-    return (panel_bytes(scale) + 2 * TABLE_BYTES + more + LINE - 1) // LINE * LINE
+    return (panel_bytes(scale) + TABLES_BYTES + more + 2 * PAGE - 1) // PAGE * PAGE
 
 
 @kernel
-def scratch_memory(threads, more, scale):
-    """Memory for so many threads, with so many bytes more for each."""
-    return np.empty(LINE + threads * bytes_of_thread(more, scale), np.uint8)
+def scratch_words(threads, more, scale):
+    """The memory for so many threads, with so many bytes more for each."""
+    return (PAGE + threads * bytes_of_thread(more, scale)) // 8
 
 
 @kernel
-def scratch_of(memory, thread, more, scale):
-    """The part of one thread of the memory at an address."""
-    panel = (memory + LINE - 1) // LINE * LINE + thread * bytes_of_thread(more, scale)
+def scratch_of(table, thread, more, scale):
+    """The part of one thread of a table of scratch_words."""
+    panel = (table + PAGE - 1) // PAGE * PAGE + thread * bytes_of_thread(more, scale)
     left = panel + panel_bytes(scale)
-    return Scratch(panel, left, left + TABLE_BYTES, left + 2 * TABLE_BYTES)
+    to = left + TABLE_BYTES
+    return Scratch(panel, left, to, to + TABLE_BYTES, left + TABLES_BYTES)

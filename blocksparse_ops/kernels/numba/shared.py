@@ -1,7 +1,7 @@
 """The product if all examples use the same blocks: what a window adds is summed in registers."""
 
-from blocksparse_ops.kernels.numba.arrays import store, word_at
 from blocksparse_ops.kernels.numba.compile import kernel
+from blocksparse_ops.kernels.numba.memory import set_word, word_at
 from blocksparse_ops.kernels.numba.panel import STRIP_DEPTH, ceil_div, panel_of, size_of
 from blocksparse_ops.kernels.numba.prefetch import NOTHING, start_fetching
 from blocksparse_ops.kernels.numba.product import block_address, part_of, right_of
@@ -10,11 +10,9 @@ from blocksparse_ops.kernels.numba.tile import (
     FACTOR_BYTES,
     FETCHING,
     MOST_ADDRESSES,
-    RIGHT_START,
-    RIGHT_STEP,
-    Left,
-    To,
     add_products_of_rows,
+    set_right,
+    set_task,
 )
 
 
@@ -36,7 +34,7 @@ def work_shared(p, thread, threads, scratch):
             depth = Share(first, min(first + p.chunk, p.depth))
             for w in range(outputs.first, outputs.last):
                 for number in range(p.panels.count):
-                    panel = panel_of(p.panels, number)
+                    panel = panel_of(p.panels, number, p.scale)
                     set_factors(p, examples, w, outputs.last, window, depth, panel, scratch)
                     multiply_window(p, examples, w, window, depth, panel, scratch)
 
@@ -55,7 +53,7 @@ def set_factors(p, examples, w, end, window, depth, panel, scratch):
     length = depth.last - depth.first
     tiles = ceil_div(examples.last - examples.first, panel.rows)
     times = tiles * ceil_div(length, STRIP_DEPTH)
-    panel_bytes = length * panel.lanes * panel.vectors * size_of(p.scale)
+    panel_bytes = length * panel.width * size_of(p.scale)
     for v in range(window.first, window.last):
         position = v - window.first
         factor = scratch.more + position * FACTOR_BYTES
@@ -73,20 +71,20 @@ def set_factors(p, examples, w, end, window, depth, panel, scratch):
             scratch.panel + position * panel_bytes,
             factor + FETCHING,
         )
-        store(factor + RIGHT_START, right.start)
-        store(factor + RIGHT_STEP, right.step)
+        set_right(factor, right)
 
 
 @kernel
 def multiply_window(p, examples, w, window, depth, panel, scratch):
     first_h = p.h.data + window.first * p.h.strides[1] + depth.first * p.h.strides[2]
     first_out = p.out.data + w * p.out.strides[1] + panel.first * p.out.strides[2]
-    left = Left(scratch.left, p.h.strides[2], p.h.strides[1])
-    to = To(scratch.to, p.out.strides[2])
+    steps = p.h.strides[2], p.h.strides[1]
     blocks, length = window.last - window.first, depth.last - depth.first
+    columns, to_step = panel.columns, p.out.strides[2]
+    set_task(scratch.task, steps, scratch.more, blocks, length, to_step, columns, p.scale)
     for first in range(examples.first, examples.last, MOST_ADDRESSES):
         rows = min(examples.last - first, MOST_ADDRESSES)
         for m in range(rows):
-            store(scratch.left + 8 * m, first_h + (first + m) * p.h.strides[0])
-            store(scratch.to + 8 * m, first_out + (first + m) * p.out.strides[0])
-        add_products_of_rows(panel, rows, left, scratch.more, blocks, length, to, p.scale)
+            set_word(scratch.left, m, first_h + (first + m) * p.h.strides[0])
+            set_word(scratch.to, m, first_out + (first + m) * p.out.strides[0])
+        add_products_of_rows(panel, rows, scratch.left, scratch.to, scratch.task, p.scale)

@@ -34,4 +34,7 @@ def panels_of_share(share, panels, before, triples):
 
 @kernel
 def first_from(position, panels, triples):
-    return 0 if position <= 0 else min((position + triples - 1) // triples, panels)
+    if position <= 0:
+        return 0
+    # Most blocks are one thread's: no need to divide.
+    return panels if position >= panels * triples else (position + triples - 1) // triples

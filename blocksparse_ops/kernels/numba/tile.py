@@ -1,12 +1,12 @@
 """The register tile: a few rows by a few vectors, summed over a depth, added to the output."""
 
-from collections import namedtuple
-
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import types
 from numba.extending import intrinsic
 
+from blocksparse_ops.kernels.numba.arrays import store
 from blocksparse_ops.kernels.numba.compile import Unit, kernel
+from blocksparse_ops.kernels.numba.memory import set_word
 from blocksparse_ops.kernels.numba.panel import (
     MOST_TILE_ROWS,
     STRIP_DEPTH,
@@ -19,12 +19,17 @@ from blocksparse_ops.kernels.numba.vector import WORD, Code, bytes_of, llvm_scal
 
 # A factor is a panel of a block, and what to fetch while it is worked on: the address of its first
 # row, the step to the next one, and a record of prefetch.py, at so many bytes.
-RIGHT_START, RIGHT_STEP, FETCHING = 0, 8, 16
+RIGHT_STEP, FETCHING = 8, 16
 FACTOR_BYTES = FETCHING + RECORD_BYTES
+
+# What a tile reads, a word each: tables of addresses, steps in bytes, the address of the factors.
+TASK = ("left", "to", "left_step", "left_block_step", "factors", "blocks", "depth", "to_step",
+        "columns", "scale")  # fmt: skip
+TASK_BYTES = 8 * len(TASK)
 
 # Rows of the left operand and of the output, looked up together, ahead of the products, because
 # each look waits for memory.
-MOST_ADDRESSES = 48
+MOST_ADDRESSES = 64
 
 
 class Tile:
@@ -33,11 +38,6 @@ class Tile:
     One kind of panel and one number of rows: the loops over them are unrolled here, so that sums
     stay in registers.
     """
-
-    NAMES = (
-        "left", "left_step", "left_block_step", "factors", "blocks", "depth", "to", "to_step",
-        "columns", "scale",
-    )  # fmt: skip
 
     def __init__(self, module, scalar, panel, rows):
         self.scalar_type = scalar
@@ -52,24 +52,28 @@ class Tile:
         self._write()
 
     def _declare(self, module):
-        kind = ir.FunctionType(ir.VoidType(), [WORD] * (len(self.NAMES) - 1) + [self.scalar])
         name = f"tile_{self.scalar}_{self.lanes}x{self.vectors}_{self.rows}"
-        function = ir.Function(module, kind, name)
+        function = ir.Function(module, ir.FunctionType(ir.VoidType(), [WORD]), name)
         function.linkage = "internal"
         function.attributes.add("noinline")
-        for name, argument in zip(self.NAMES, function.args, strict=True):
-            setattr(self, name, argument)
         return function
 
     def _write(self):
         builder = ir.IRBuilder(self.function.append_basic_block())
         self.code, self.builder = Code(builder), builder
+        (task,) = self.function.args
+        for position, name in enumerate(TASK):
+            kind = self.scalar if name == "scale" else WORD
+            place = builder.add(task, word(8 * position))
+            setattr(self, name, self.code.load(place, kind, align=self.size))
         self.offsets = [self._offset(v) for v in range(self.vectors)]
         rows = self._row_addresses(self.left)
         outs = self._row_addresses(self.to)
-        for out in outs:
-            for offset in self.offsets:
-                self.code.prefetch(builder.add(out, offset), write=1, locality=3)
+        # With few products there is no time to fetch it.
+        with builder.if_then(builder.icmp_signed(">", self.depth, word(STRIP_DEPTH))):
+            for out in outs:
+                for offset in self.offsets:
+                    self.code.prefetch(builder.add(out, offset), write=1, locality=3)
         sums = [ir.Constant(self.vector, None)] * (self.chains * self.rows * self.vectors)
         _, rows_and_sums = self.code.for_loop(
             word(0), self.blocks, word(1), rows + sums, self._add_block
@@ -208,61 +212,64 @@ def add_elements_function(module, scalar_type):
 
 
 @intrinsic
-def run_tile(typing_context, kind, rows, arguments):
+def run_tile(typing_context, kind, rows, task, scale):
     """Run the tile of a kind of panel and a number of rows."""
-    scalar = arguments[len(Tile.NAMES) - 1]
 
     def generate(context, builder, signature, values):
-        kind, rows, arguments = values
-        number = builder.add(builder.mul(kind, word(MOST_TILE_ROWS)), rows)
+        kind, rows, task, _ = values
         done = builder.append_basic_block()
-        arguments = cgutils.unpack_tuple(builder, arguments)
+        number = builder.add(builder.mul(kind, word(MOST_TILE_ROWS)), rows)
         switch = builder.switch(number, done)
-        for kind_number, panel in enumerate(kinds(scalar)):
+        for kind_number, panel in enumerate(kinds(scale)):
             for rows_here in range(1, panel.rows + 1):
-                tile = Tile(builder.module, scalar, panel, rows_here)
+                tile = Tile(builder.module, scale, panel, rows_here)
                 case = builder.append_basic_block()
                 switch.add_case(word(kind_number * MOST_TILE_ROWS + rows_here), case)
                 builder.position_at_end(case)
-                builder.call(tile.function, arguments)
+                builder.call(tile.function, [task])
                 builder.branch(done)
         builder.position_at_end(done)
         return context.get_dummy_value()
 
-    return types.void(types.int64, types.int64, arguments), generate
+    return types.void(kind, rows, task, scale), generate
 
 
-def add_products(
-    kind, rows, left, left_step, left_block_step, factors, blocks, depth, to, to_step, columns,
-    scale,
-):  # fmt: skip
+def add_products(kind, rows, task, scale):
     """to[m][.] += scale * sum over blocks and k < depth of left[m][block, k] * right[block](k)[.]
 
-    All but the sizes are addresses, and steps in bytes; `left` and `to` are tables of addresses.
+    `task` is the address of a record of TASK, `scale` only gives the type of the scalar.
     """
-    run_tile(kind, rows, (left, left_step, left_block_step, factors, blocks, depth, to, to_step,
-                          columns, scale))  # fmt: skip
+    run_tile(kind, rows, task, scale)
 
 
-ADD_PRODUCTS = Unit(add_products, lambda scalar: types.void(*[types.int64] * 11, scalar))
+ADD_PRODUCTS = Unit(add_products, lambda scalar: types.void(*[types.int64] * 3, scalar))
 call_add_products = ADD_PRODUCTS.call
-
-# The tables and the steps of rows that tiles work on.
-Left = namedtuple("Left", "table step block_step")
-To = namedtuple("To", "table step")
 
 
 @kernel
-def add_products_of_rows(panel, count, left, factors, blocks, depth, to, scale):
+def set_right(factor, right):
+    """Fill the first words of a factor."""
+    set_word(factor, 0, right.start)
+    set_word(factor, 1, right.step)
+
+
+@kernel
+def set_task(task, left_steps, factors, blocks, depth, to_step, columns, scale):
+    """Fill a record of TASK, but for the tables; the steps are of depth and of blocks."""
+    words = (*left_steps, factors, blocks, depth, to_step, columns)
+    for position in range(len(words)):
+        set_word(task, position + 2, words[position])
+    store(task + TASK_BYTES - 8, scale)
+
+
+@kernel
+def add_products_of_rows(panel, count, left, to, task, scale):
     """Cut rows into tiles. They differ by a row at the most."""
     first = 0
-    for tiles in range(ceil_div(count, panel.rows), 0, -1):
-        rows = ceil_div(count - first, tiles)
-        call_add_products(
-            scale,
-            (
-                panel.kind, rows, left.table + 8 * first, left.step, left.block_step, factors,
-                blocks, depth, to.table + 8 * first, to.step, panel.columns, scale,
-            ),
-        )  # fmt: skip
+    # Most blocks have rows for one tile: no need to divide.
+    for tiles in range(1 if count <= panel.rows else ceil_div(count, panel.rows), 0, -1):
+        rows = count - first if tiles == 1 else ceil_div(count - first, tiles)
+        set_word(task, 0, left + 8 * first)
+        set_word(task, 1, to + 8 * first)
+        call_add_products(scale, (panel.kind, rows, task, scale))
         first += rows
