@@ -19,7 +19,7 @@ from blocksparse_ops.gemv import SparseBlockGemv
 from blocksparse_ops.index import CheckBlockIndex
 from blocksparse_ops.kernels.numba import version
 from blocksparse_ops.kernels.numba.arrays import is_signed, view, view_index
-from blocksparse_ops.kernels.numba.check import from_start
+from blocksparse_ops.kernels.numba.check import OPS, call_fail, from_start
 from blocksparse_ops.kernels.numba.compile import kernel
 from blocksparse_ops.kernels.numba.gemv import CHECK_GEMV, RUN_GEMV, RUN_GEMV_PARALLEL
 from blocksparse_ops.kernels.numba.outer import CHECK_OUTER, RUN_OUTER, RUN_OUTER_PARALLEL
@@ -31,17 +31,11 @@ from blocksparse_ops.kernels.numba.threads import (
     start_threads,
 )
 from blocksparse_ops.outer import SparseBlockOuter
-from blocksparse_ops.signature import SOUND, raise_fault
+from blocksparse_ops.signature import SOUND
 from blocksparse_ops.zeros import BlockZeros
 
 # The types of scalar that the tiles are written for.
 FAST = ("float32", "float64")
-
-
-@kernel
-def fail(op, fault):
-    with numba.objmode():
-        raise_fault(op, fault)
 
 
 def destination(o):
@@ -81,7 +75,7 @@ def one_of(node):
 
 @register_funcify_default_op_cache_key(SparseBlockGemv)
 def numba_funcify_SparseBlockGemv(op, node, **kwargs):
-    name, inplace, one = op.signature.op, op.inplace, one_of(node)
+    number, inplace, one = OPS.index(op.signature.op), op.inplace, one_of(node)
     check = CHECK_GEMV.call
     CHECK_GEMV.load(numba.typeof(one))
 
@@ -91,7 +85,7 @@ def numba_funcify_SparseBlockGemv(op, node, **kwargs):
         arrays = view(o), view(W), view(h), view_index(inputIdx), view_index(outputIdx)
         fault = check(one, (*arrays, one))
         if fault[0] != SOUND:
-            fail(name, fault)
+            call_fail(one, (number, fault))
         return destination(o) if inplace else o.copy()
 
     if one.dtype.name in FAST:
@@ -116,7 +110,7 @@ def numba_funcify_SparseBlockGemv(op, node, **kwargs):
 
 @register_funcify_default_op_cache_key(SparseBlockOuter)
 def numba_funcify_SparseBlockOuter(op, node, **kwargs):
-    name, inplace, one = op.signature.op, op.inplace, one_of(node)
+    number, inplace, one = OPS.index(op.signature.op), op.inplace, one_of(node)
     check = CHECK_OUTER.call
     CHECK_OUTER.load(numba.typeof(one))
 
@@ -125,7 +119,7 @@ def numba_funcify_SparseBlockOuter(op, node, **kwargs):
         """Check all, and return the array to be added to."""
         fault = check(one, (view(o), view(x), view(y), view_index(xIdx), view_index(yIdx), one))
         if fault[0] != SOUND:
-            fail(name, fault)
+            call_fail(one, (number, fault))
         return destination(o) if inplace else o.copy()
 
     if one.dtype.name in FAST:

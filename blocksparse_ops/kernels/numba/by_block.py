@@ -2,6 +2,7 @@
 
 from collections import namedtuple
 
+import numpy as np
 from numba.core.types import NamedTuple, boolean, int64
 
 from blocksparse_ops.kernels.numba.arrays import prefetch
@@ -52,6 +53,9 @@ from blocksparse_ops.kernels.numba.tile import (
 ByBlock = namedtuple("ByBlock", "plan input output h_rows out_rows triples_before too_few_panels")
 NOT_PLANNED = ByBlock(Plan(0, 0, 0, 0), 0, 0, 0, 0, 0, False)
 BY_BLOCK = NamedTuple((PLAN, *[int64] * 5, boolean), ByBlock)
+
+# Not a literal, for which Numba would compile once more what it is handed to.
+START = np.int64(0)
 
 # What a thread works on: all, some panels of output blocks, or some examples.
 ALL, PANELS, EXAMPLES = range(3)
@@ -126,7 +130,7 @@ def count_triples(plan, output, blocks, memory):
 def work_by_block(p, b, thread, threads, scratch):
     work = work_of(p, b, thread, threads)
     by_panel = columns_lie_together(p)
-    here = next_group(p, b, 0, work)
+    here = next_group(p, b, START, work)
     while here.block != 0:
         following = next_group(p, b, here.number + 1, work)
         if by_panel:
@@ -186,15 +190,17 @@ def first_triple_from(b, rows, output_row):
 def multiply_by_chunk(p, b, here, following, scratch):
     """All columns of a chunk before the next one: as a block lies whose rows lie together."""
     tiles = (here.end_panel - here.first_panel) * ceil_div(here.last - here.first, TILE_ROWS)
-    for first in range(0, p.depth, p.chunk):
+    first = START
+    while first < p.depth:  # a range would divide
         length = min(p.depth - first, p.chunk)
         if first + length < p.depth:
             region = chunk_of(p, here, first + length)
         else:
-            region = chunk_of(p, following, 0)
+            region = chunk_of(p, following, START)
         start_fetching(scratch.more + FETCHING, region, tiles * ceil_div(length, STRIP_DEPTH))
         for number in range(here.first_panel, here.end_panel):
             multiply(p, b, here, first, length, panel_of(p.panels, number, p.scale), scratch)
+        first += length
 
 
 @kernel
@@ -219,8 +225,11 @@ def multiply_by_panel(p, b, here, following, scratch):
         squares = ceil_div(panel.columns * p.depth, lanes_of(p.scale) ** 2)
         times = tiles * ceil_div(p.depth, STRIP_DEPTH) + squares
         start_fetching(scratch.more + FETCHING, region, times)
-        for first in range(0, p.depth, p.chunk):
-            multiply(p, b, here, first, min(p.depth - first, p.chunk), panel, scratch)
+        first = START
+        while first < p.depth:
+            length = min(p.depth - first, p.chunk)
+            multiply(p, b, here, first, length, panel, scratch)
+            first += length
 
 
 @kernel

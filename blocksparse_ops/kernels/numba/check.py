@@ -1,22 +1,28 @@
 """What is wrong with the arguments, as a plain record, and the indices counted from the start."""
 
 import numpy as np
+from numba import objmode
+from numba.core.types import UniTuple, int64, void
 
 from blocksparse_ops.kernels.numba.arrays import load
-from blocksparse_ops.kernels.numba.compile import kernel
+from blocksparse_ops.kernels.numba.compile import Unit, kernel
 from blocksparse_ops.kernels.numba.memory import set_word, take
 from blocksparse_ops.signature import (
     LARGEST,
     MOST_ROWS,
     OVERFLOW,
     SHAPE,
+    SIGNATURES,
     SIGNED_INDEX,
     SOUND,
     UNSIGNED_INDEX,
+    raise_fault,
 )
 
 # A record is (kind, which, first, second, value, size): see Signature.raise_fault.
 FINE = (SOUND, 0, 0, 0, 0, 0)
+
+FAULT = UniTuple(int64, len(FINE))
 
 # Where the indices stand among the arguments of either op.
 INPUT_INDEX, OUTPUT_INDEX = 3, 4
@@ -104,3 +110,16 @@ def count_from_start(index, blocks, memory):
             block = value + blocks if value < 0 else value
             set_word(found, first * window + second, block)
     return found
+
+
+OPS = tuple(SIGNATURES)
+
+
+def fail(op, fault):
+    """Raise what a record says of a call of the op of this number."""
+    with objmode():
+        raise_fault(OPS[op], fault)
+
+
+FAIL = Unit(fail, lambda: void(int64, FAULT))
+call_fail = FAIL.call

@@ -24,7 +24,7 @@ OPTIONS = {
     "no_cfunc_wrapper": True,
 }
 
-kernel = numba.njit(**OPTIONS)
+kernel = numba.njit(forceinline=True, **OPTIONS)
 
 
 class Unit:

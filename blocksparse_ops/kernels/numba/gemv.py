@@ -3,7 +3,7 @@
 from collections import namedtuple
 
 from numba import prange
-from numba.core.types import NamedTuple, UniTuple, boolean, int64, void
+from numba.core.types import NamedTuple, boolean, int64, void
 
 from blocksparse_ops.kernels.numba.arrays import INDEX_ARRAY, array_type, keep_alive
 from blocksparse_ops.kernels.numba.by_block import (
@@ -13,7 +13,7 @@ from blocksparse_ops.kernels.numba.by_block import (
     plan_by_block,
     work_by_block,
 )
-from blocksparse_ops.kernels.numba.check import check, count_from_start
+from blocksparse_ops.kernels.numba.check import FAIL, FAULT, check, count_from_start
 from blocksparse_ops.kernels.numba.choose import pattern_is_shared, threads_for
 from blocksparse_ops.kernels.numba.compile import Unit, kernel
 from blocksparse_ops.kernels.numba.memory import (
@@ -101,7 +101,7 @@ def run_gemv(out, W, h, inputIdx, outputIdx, scale, most_threads):
 def work_gemv(gemv, thread, scale):
     """The part of one thread. All parts may be worked on side by side."""
     p, b, shared, threads, scratch = gemv_at(gemv, scale)
-    scratch = scratch_of(scratch, thread, factor_bytes(shared), scale)
+    scratch = scratch_of(scratch, thread, threads, factor_bytes(shared), scale)
     if shared:
         work_shared(p, thread, threads, scratch)
     else:
@@ -112,11 +112,15 @@ def arguments(scalar):
     return (array_type(3), array_type(4), array_type(3), INDEX_ARRAY, INDEX_ARRAY, scalar)
 
 
+def work_signature(scalar):
+    return void(int64, int64, scalar)
+
+
 def run_signature(scalar):
     return void(*arguments(scalar), int64)
 
 
-CHECK_GEMV = Unit(check_gemv, lambda scalar: UniTuple(int64, 6)(*arguments(scalar)))
+CHECK_GEMV = Unit(check_gemv, lambda scalar: FAULT(*arguments(scalar)), uses=[FAIL])
 WORK_GEMV = Unit(
     work_gemv, lambda scalar: void(int64, int64, scalar), uses=[ADD_PRODUCTS, TRANSPOSE]
 )

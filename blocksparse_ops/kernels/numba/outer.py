@@ -2,11 +2,12 @@
 
 from collections import namedtuple
 
+import numpy as np
 from numba import prange
-from numba.core.types import NamedTuple, UniTuple, int64, void
+from numba.core.types import NamedTuple, int64, void
 
 from blocksparse_ops.kernels.numba.arrays import INDEX_ARRAY, array_type, keep_alive
-from blocksparse_ops.kernels.numba.check import check, count_from_start
+from blocksparse_ops.kernels.numba.check import FAIL, FAULT, check, count_from_start
 from blocksparse_ops.kernels.numba.choose import threads_for
 from blocksparse_ops.kernels.numba.compile import Unit, kernel
 from blocksparse_ops.kernels.numba.memory import (
@@ -73,6 +74,9 @@ CHUNK_ROWS = MOST_DEPTH // 4
 
 ROWS_AHEAD = 32
 
+# Sides of the plan. Not literals, for which Numba would compile once more.
+X_SIDE, Y_SIDE = np.int64(0), np.int64(1)
+
 
 @kernel
 def x_bytes(alpha):
@@ -124,7 +128,7 @@ def run_outer(out, x, y, xIdx, yIdx, alpha, most_threads):
 def work_outer(outer, thread, alpha):
     """The part of one thread. All parts may be worked on side by side."""
     p = outer_at(outer, alpha)
-    scratch = scratch_of(p.scratch, thread, x_bytes(alpha), alpha)
+    scratch = scratch_of(p.scratch, thread, p.threads, x_bytes(alpha), alpha)
     share = share_of(first_triple(p.plan, p.plan.groups) * p.panels.count, thread, p.threads)
     for g in range(p.plan.groups):
         start, end = first_triple(p.plan, g), first_triple(p.plan, g + 1)
@@ -147,7 +151,9 @@ def block_address(p, g):
 def add_panel(p, g, chunk, panel, scratch):
     """The columns of a panel, some of its rows after the other."""
     width, first = panel.width, panel.first * p.y_step
-    right = rows_of(p, p.y_rows, 1, chunk, first, p.y_step, panel.columns, width, scratch.panel)
+    right = rows_of(
+        p, p.y_rows, Y_SIDE, chunk, first, p.y_step, panel.columns, width, scratch.panel
+    )
     set_right(scratch.more, right)
     for m in range(0, p.out.shape[2], MOST_ADDRESSES):
         rows = min(p.out.shape[2] - m, MOST_ADDRESSES)
@@ -179,12 +185,12 @@ def add_rows(p, g, chunk, panel, m, rows, scratch):
     x = rows_of(
         p,
         p.x_rows,
-        0,
+        X_SIDE,
         chunk,
         m * p.x_step,
         p.x_step,
         rows,
-        MOST_ADDRESSES,
+        np.int64(MOST_ADDRESSES),
         scratch.more + FACTOR_BYTES,
     )
     out = block_address(p, g) + corner
@@ -215,12 +221,16 @@ def arguments(scalar):
     return (array_type(4), array_type(3), array_type(3), INDEX_ARRAY, INDEX_ARRAY, scalar)
 
 
+def work_signature(scalar):
+    return void(int64, int64, scalar)
+
+
 def run_signature(scalar):
     return void(*arguments(scalar), int64)
 
 
-CHECK_OUTER = Unit(check_outer, lambda scalar: UniTuple(int64, 6)(*arguments(scalar)))
-WORK_OUTER = Unit(work_outer, lambda scalar: void(int64, int64, scalar), uses=[ADD_PRODUCTS])
+CHECK_OUTER = Unit(check_outer, lambda scalar: FAULT(*arguments(scalar)), uses=[FAIL])
+WORK_OUTER = Unit(work_outer, work_signature, uses=[ADD_PRODUCTS])
 RUN_OUTER, RUN_OUTER_PARALLEL = (
     Unit(run_outer, run_signature, uses=[MAKE_PLAN, WORK_OUTER], parallel=parallel)
     for parallel in (False, True)

@@ -28,11 +28,14 @@ RECORD_BYTES = 8 * len(FIELDS)
 @kernel
 def start_fetching(record, region, times):
     """Make a record of a region, of which all is asked for in `times` calls of fetch_some."""
-    rows, row_bytes, apart, advance = region.rows, region.bytes, LINE, PLACES * LINE
-    if region.step == row_bytes or rows == 1:
-        row_bytes = apart = ceil_div(rows * row_bytes, PLACES)
-        rows, advance = min(rows, 1), LINE
-    looks = ceil_div(rows * ceil_div(row_bytes, advance), max(times, 1))
+    if region.step == region.bytes or region.rows == 1:
+        row_bytes = apart = ceil_div(region.rows * region.bytes, PLACES)
+        rows, advance, looks = min(region.rows, 1), LINE, ceil_div(row_bytes, LINE)
+    else:
+        row_bytes, apart, rows, advance = region.bytes, LINE, region.rows, PLACES * LINE
+        looks = rows * ceil_div(row_bytes, PLACES * LINE)
+    # Few need no division.
+    looks = min(looks, 1) if looks <= times else ceil_div(looks, max(times, 1))
     words = (region.start, rows, row_bytes, region.step, apart, advance, 0, looks)
     for position in range(len(words)):
         set_word(record, position, words[position])

@@ -10,8 +10,9 @@ from blocksparse_ops.kernels.numba.tile import MOST_ADDRESSES, TASK_BYTES
 # what else a kernel keeps.
 Scratch = namedtuple("Scratch", "panel left to task more")
 
-# The machine fetches ahead beyond a thread's part: there must not be another thread's.
-PAGE = 4096
+# The machine fetches ahead beyond a thread's part: there must not be another thread's. To begin on
+# a page makes a small product slower, and one thread needs not.
+LINE, PAGE = 128, 4096
 TABLE_BYTES = 8 * MOST_ADDRESSES
 TABLES_BYTES = 2 * TABLE_BYTES + TASK_BYTES
 
@@ -22,20 +23,27 @@ def panel_bytes(scale):
 
 
 @kernel
-def bytes_of_thread(more, scale):
-    return (panel_bytes(scale) + TABLES_BYTES + more + 2 * PAGE - 1) // PAGE * PAGE
+def unit_of(threads):
+    return LINE if threads == 1 else PAGE
+
+
+@kernel
+def bytes_of_thread(threads, more, scale):
+    needed = panel_bytes(scale) + TABLES_BYTES + more
+    return (needed + 2 * unit_of(threads) - 1) // unit_of(threads) * unit_of(threads)
 
 
 @kernel
 def scratch_words(threads, more, scale):
     """The memory for so many threads, with so many bytes more for each."""
-    return (PAGE + threads * bytes_of_thread(more, scale)) // 8
+    return (unit_of(threads) + threads * bytes_of_thread(threads, more, scale)) // 8
 
 
 @kernel
-def scratch_of(table, thread, more, scale):
+def scratch_of(table, thread, threads, more, scale):
     """The part of one thread of a table of scratch_words."""
-    panel = (table + PAGE - 1) // PAGE * PAGE + thread * bytes_of_thread(more, scale)
+    first = (table + unit_of(threads) - 1) // unit_of(threads) * unit_of(threads)
+    panel = first + thread * bytes_of_thread(threads, more, scale)
     left = panel + panel_bytes(scale)
     to = left + TABLE_BYTES
     return Scratch(panel, left, to, to + TABLE_BYTES, left + TABLES_BYTES)
