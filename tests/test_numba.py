@@ -143,9 +143,11 @@ print("check_index" in compiled)
 """
 
 
-def test_the_second_process_finds_the_kernels_on_disk(tmp_path):
+@pytest.mark.parametrize(("cache", "expected"), [(True, [True, False]), (False, [True, True])])
+def test_the_second_process_finds_the_kernels_on_disk(cache, expected, tmp_path):
     """Seen by which functions a process compiles: none of ours, once they lie on the disk."""
-    environment = {"PYTENSOR_FLAGS": f"base_compiledir={tmp_path}", "PATH": "/usr/bin:/bin"}
+    flags = f"base_compiledir={tmp_path},numba__cache={cache}"
+    environment = {"PYTENSOR_FLAGS": flags, "PATH": "/usr/bin:/bin"}
     seen = [
         subprocess.run(
             [sys.executable, "-c", TIMED],
@@ -156,7 +158,7 @@ def test_the_second_process_finds_the_kernels_on_disk(tmp_path):
         ).stdout.strip()
         for _ in range(2)
     ]
-    assert seen == ["True", "False"]
+    assert seen == [str(compiled) for compiled in expected]
 
 
 def test_cache_version_follows_the_sources(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ import llvmlite.binding as llvm
 import numba
 from numba.core import cgutils, types
 from numba.extending import intrinsic
+from pytensor.configdefaults import config
 from pytensor.link.numba.cache import CACHED_SRC_FUNCTIONS
 
 from blocksparse_ops.kernels.numba import version
@@ -51,9 +52,11 @@ class Unit:
         self.name = function.__name__ + "_parallel" * parallel
         # What is on the disk is found by the function's key alone, so each needs its own function.
         function = FunctionType(function.__code__, function.__globals__, self.name)
-        if on_disk:
+        # In place of PyTensor's cache Numba would take its own, which sees one file change only.
+        cache = on_disk and config.numba__cache
+        if cache:
             CACHED_SRC_FUNCTIONS[function] = f"{self.name}_{version()}"
-        self.dispatcher = numba.njit(function, cache=on_disk, parallel=parallel, **OPTIONS)
+        self.dispatcher = numba.njit(function, cache=cache, parallel=parallel, **OPTIONS)
         self.call = self._make_call()
 
     def symbol(self, scalar):

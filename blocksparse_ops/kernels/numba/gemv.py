@@ -20,9 +20,8 @@ from blocksparse_ops.kernels.numba.memory import (
     keep,
     new_memory,
     open_memory,
-    reader_of,
+    record_of,
     take,
-    words_of,
 )
 from blocksparse_ops.kernels.numba.pack import TRANSPOSE
 from blocksparse_ops.kernels.numba.panel import MOST_DEPTH, chunk_depth, cut_columns
@@ -43,7 +42,7 @@ def gemv_type(scalar):
     return NamedTuple((product_type(scalar), BY_BLOCK, boolean, int64, int64), Gemv)
 
 
-gemv_at = reader_of(gemv_type)
+gemv_words, read_gemv = record_of(gemv_type)
 
 
 def check_gemv(o, W, h, inputIdx, outputIdx, scale):
@@ -84,11 +83,11 @@ def run_gemv(out, W, h, inputIdx, outputIdx, scale, most_threads):
     words = scratch_words(threads, factor_bytes(shared), scale)
     if not shared:
         words += by_block_words(p, threads)
-    array = new_memory(words + words_of(Gemv(p, NOT_PLANNED, shared, threads, 0)))
+    array = new_memory(words + gemv_words(scale))
     memory = open_memory(array)
     scratch = take(memory, scratch_words(threads, factor_bytes(shared), scale))
     b = NOT_PLANNED if shared else plan_by_block(p, threads, memory)
-    gemv = keep(memory, Gemv(p, b, shared, threads, scratch))
+    gemv = keep(memory, Gemv(p, b, shared, threads, scratch), gemv_words(scale))
     if threads == 1:  # a prange would wake them all the same
         call_work_gemv(scale, (gemv, 0, scale))
     else:
@@ -100,7 +99,7 @@ def run_gemv(out, W, h, inputIdx, outputIdx, scale, most_threads):
 
 def work_gemv(gemv, thread, scale):
     """The part of one thread. All parts may be worked on side by side."""
-    p, b, shared, threads, scratch = gemv_at(gemv, scale)
+    p, b, shared, threads, scratch = read_gemv(gemv, scale)
     scratch = scratch_of(scratch, thread, threads, factor_bytes(shared), scale)
     if shared:
         work_shared(p, thread, threads, scratch)

@@ -12,7 +12,7 @@ from blocksparse_ops.kernels.numba.arrays import address_of, store
 from blocksparse_ops.kernels.numba.compile import kernel
 from blocksparse_ops.kernels.numba.vector import FLAG, WORD, Code, word
 
-WORD_BYTES, ROW_BYTES = 8, 4
+WORD_BYTES = 8
 
 # A memory begins with the address of what is still free.
 HEAD_BYTES = 8
@@ -78,27 +78,19 @@ def take(memory, words):
     return table
 
 
-@intrinsic
-def words_of(typing_context, record):
-    """How many words a value takes in memory."""
+def record_of(record_type):
+    """How a record is kept in memory, for a function from a Numba float to its type.
 
-    def generate(context, builder, signature, arguments):
-        size = context.get_abi_sizeof(context.get_value_type(record))
-        return word(-(-size // WORD_BYTES))
+    Returns two functions: words(scale), how many words it takes, and read(address, scale).
+    """
 
-    return int64(record), generate
+    @intrinsic
+    def words(typing_context, scale):
+        def generate(context, builder, signature, arguments):
+            size = context.get_abi_sizeof(context.get_value_type(record_type(scale)))
+            return word(-(-size // WORD_BYTES))
 
-
-@kernel
-def keep(memory, record):
-    """The address of a copy of a value."""
-    address = take(memory, words_of(record))
-    store(address, record)
-    return address
-
-
-def reader_of(record_type):
-    """The function record(address, scale), for a function from a Numba float to the type."""
+        return int64(scale), generate
 
     @intrinsic
     def read(typing_context, address, scale):
@@ -109,7 +101,15 @@ def reader_of(record_type):
 
         return record(address, scale), generate
 
-    return read
+    return words, read
+
+
+@kernel
+def keep(memory, record, words):
+    """The address of a copy of a record."""
+    address = take(memory, words)
+    store(address, record)
+    return address
 
 
 @kernel

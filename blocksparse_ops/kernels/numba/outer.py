@@ -14,7 +14,7 @@ from blocksparse_ops.kernels.numba.memory import (
     keep,
     new_memory,
     open_memory,
-    reader_of,
+    record_of,
     row_addresses,
     set_word,
     take,
@@ -58,7 +58,6 @@ AGREEMENTS = OUTER.agreements
 
 # What all threads work on: Numba hands no tuple of tuples to its threads, so they get its address.
 Outer = namedtuple("Outer", "out x_step y_step plan x_rows y_rows panels threads scratch alpha")
-MOST_OUTER_WORDS = 32
 
 
 def outer_type(scalar):
@@ -66,7 +65,7 @@ def outer_type(scalar):
     return NamedTuple(members, Outer)
 
 
-outer_at = reader_of(outer_type)
+outer_words, read_outer = record_of(outer_type)
 
 
 # So many rows of the widest panel fit into the scratch.
@@ -99,7 +98,7 @@ def run_outer(out, x, y, xIdx, yIdx, alpha, most_threads):
     words = scratch_words(threads, x_bytes(alpha), alpha) + 2 * (x_rows + y_rows)
     first = Side(0, x_rows, x.shape[1], out.shape[0])
     second = Side(0, y_rows, y.shape[1], out.shape[1])
-    array = new_memory(words + plan_words(first, second) + MOST_OUTER_WORDS)
+    array = new_memory(words + plan_words(first, second) + outer_words(alpha))
     memory = open_memory(array)
     scratch = take(memory, scratch_words(threads, x_bytes(alpha), alpha))
     first = Side(count_from_start(xIdx, first.blocks, memory), *first[1:])
@@ -116,7 +115,7 @@ def run_outer(out, x, y, xIdx, yIdx, alpha, most_threads):
         scratch,
         alpha,
     )
-    outer = keep(memory, p)
+    outer = keep(memory, p, outer_words(alpha))
     if threads == 1:  # a prange would wake them all the same
         call_work_outer(alpha, (outer, 0, alpha))
     else:
@@ -127,7 +126,7 @@ def run_outer(out, x, y, xIdx, yIdx, alpha, most_threads):
 
 def work_outer(outer, thread, alpha):
     """The part of one thread. All parts may be worked on side by side."""
-    p = outer_at(outer, alpha)
+    p = read_outer(outer, alpha)
     scratch = scratch_of(p.scratch, thread, p.threads, x_bytes(alpha), alpha)
     share = share_of(first_triple(p.plan, p.plan.groups) * p.panels.count, thread, p.threads)
     for g in range(p.plan.groups):
