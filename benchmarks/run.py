@@ -38,7 +38,7 @@ QUICK = SimpleNamespace(
     quantities=("forward", "gradient_in_h", "outer_in_place"),
     contenders=("C", "Numba", "NumPy"),
     studies=("cases",),
-    rounds=5,
+    rounds=3,
     product=1024,
     longest_call=0.5,
 )
