@@ -64,7 +64,7 @@ size_of = constant(bytes_of)
 lanes_of = constant(full_lanes)
 
 # Columns [first, first + columns) of a block.
-Panel = namedtuple("Panel", "kind number first columns width rows")
+Panel = namedtuple("Panel", "kind first columns width rows")
 
 # Columns cut into panels of `vectors` vectors or, from number `shorter` on, of one more. They are
 # full if there are columns enough for one.
@@ -98,18 +98,19 @@ def panel_start(panels, number, scale):
 
 @kernel
 def panel_of(panels, number, scale):
+    """A panel by its number; its kind is a position in `kinds`, and the rest as it is there."""
     lanes = lanes_of(scale)
     first = panel_start(panels, number, scale)
     columns = panel_start(panels, number + 1, scale) - first
     if columns >= lanes:
         vectors = ceil_div(columns, lanes)
         rows = MOST_TILE_ROWS if vectors == 3 else TILE_ROWS
-        return Panel(vectors - 1, number, first, columns, vectors * lanes, rows)
+        return Panel(vectors - 1, first, columns, vectors * lanes, rows)
     if columns >= 8:
-        return Panel(TILE_VECTORS + 2, number, first, columns, 16, 4)
+        return Panel(TILE_VECTORS + 2, first, columns, 16, 4)
     if columns >= 4:
-        return Panel(TILE_VECTORS + 1, number, first, columns, 8, 4)
-    return Panel(TILE_VECTORS, number, first, columns, 3, 4)
+        return Panel(TILE_VECTORS + 1, first, columns, 8, 4)
+    return Panel(TILE_VECTORS, first, columns, 3, 4)
 
 
 @kernel

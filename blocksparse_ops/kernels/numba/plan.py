@@ -59,7 +59,7 @@ def plan_words(first, second):
     if triples > MOST_TRIPLES:
         raise MemoryError
     groups = most_groups(triples, first.blocks, second.blocks)
-    return ranking_words(first) + ranking_words(second) + second.rows + 2 * triples + 3 * groups + 1
+    return ranking_words(first) + ranking_words(second) + second.rows + triples + 3 * groups + 1
 
 
 @kernel
