@@ -10,6 +10,6 @@ class LoadsDispatchWhenUnpickled:
 
     def __setstate__(self, state):
         self.__dict__.update(state)
-        from blocksparse_ops.link.lazy import load_numba_dispatch
+        from blocksparse_ops.link.lazy import load_dispatch
 
-        load_numba_dispatch()
+        load_dispatch("numba")

@@ -4,17 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from blocksparse_ops.signature import (
-    GEMV,
-    LARGEST,
-    MOST_ROWS,
-    OUTER,
-    OVERFLOW,
-    SHAPE,
-    SIGNED_INDEX,
-    UNSIGNED_INDEX,
-    Signature,
-)
+from blocksparse_ops.signature import GEMV, OUTER, SIGNED_INDEX, UNSIGNED_INDEX, Signature
 
 
 def gemv(o, W, h, inputIdx, outputIdx, inplace=False):
@@ -40,21 +30,12 @@ def check(signature: Signature, arrays: Sequence[np.ndarray]) -> list[np.ndarray
 
     Raises
     ------
-    ValueError
-        If two sizes that must be equal differ.
+    ValueError, OverflowError
+        As `Signature.check_sizes` does.
     IndexError
         If an index lies outside [-n, n), n being the number of blocks that it names.
-    OverflowError
-        If an index has 2**32 values or more, or there are 2**63 triples or more.
     """
-    sizes = [size for array in arrays for size in array.shape]
-    for which, (one, other) in enumerate(signature.agreements):
-        if sizes[one] != sizes[other]:
-            signature.raise_fault(SHAPE, which, sizes[one], sizes[other], 0, 0)
-    batch, inputs, outputs = (sizes[signature.place(letter)] for letter in "bvw")
-    triples = batch * inputs * outputs
-    if triples > LARGEST or (triples and batch * max(inputs, outputs) > MOST_ROWS):
-        signature.raise_fault(OVERFLOW, 0, 0, 0, 0, 0)
+    sizes = signature.check_sizes([array.shape for array in arrays])
     indices = []
     for name in signature.counts:
         which = signature.names.index(name)

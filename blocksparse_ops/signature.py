@@ -92,6 +92,26 @@ class Signature:
             for _, _, letter in self.places
         }
 
+    def check_sizes(self, shapes: Sequence[tuple[int, ...]]) -> list[int]:
+        """Return all sizes of the arguments, one after the other, or raise what is wrong.
+
+        Raises
+        ------
+        ValueError
+            If two sizes that must be equal differ.
+        OverflowError
+            If an index has 2**32 values or more, or there are 2**63 triples or more.
+        """
+        sizes = [size for shape in shapes for size in shape]
+        for which, (one, other) in enumerate(self.agreements):
+            if sizes[one] != sizes[other]:
+                self.raise_fault(SHAPE, which, sizes[one], sizes[other], 0, 0)
+        batch, inputs, outputs = (sizes[self.place(letter)] for letter in "bvw")
+        triples = batch * inputs * outputs
+        if triples > LARGEST or (triples and batch * max(inputs, outputs) > MOST_ROWS):
+            self.raise_fault(OVERFLOW, 0, 0, 0, 0, 0)
+        return sizes
+
     def place_name(self, position: int) -> str:
         """What a position in `places` is called in errors."""
         name, axis, _ = self.places[position]

@@ -1,30 +1,45 @@
-"""Registers the Numba dispatch when PyTensor compiles for Numba: importing us loads no Numba."""
+"""Registers a backend's dispatch when PyTensor compiles for it: importing us loads no backend."""
+
+from importlib import import_module
 
 from pytensor.compile import optdb
+from pytensor.compile.mode import PYTORCH
 from pytensor.graph.rewriting.basic import GraphRewriter
 
-
-def load_numba_dispatch():
-    """Import the Numba dispatch, which registers it."""
-    import blocksparse_ops.link.numba  # noqa: F401
+# As PyTensor's tags name them, and as the files of this folder are called.
+BACKENDS = ("numba", "jax", "pytorch", "mlx")
 
 
-class LoadNumbaDispatch(GraphRewriter):
-    """Load the Numba dispatch before the linker asks for it; the graph stays as it is.
+def load_dispatch(backend):
+    """Import the dispatch for a backend, which registers it."""
+    import_module(f"blocksparse_ops.link.{backend}")
+
+
+class LoadDispatch(GraphRewriter):
+    """Load a backend's dispatch before the linker asks for it; the graph stays as it is.
 
     It does so for every graph, whether our ops stand in it or not: they may stand inside a
-    Scan, an OpFromGraph or a Blockwise, and PyTensor loads Numba for the graph anyway.
+    Scan, an OpFromGraph or a Blockwise, and PyTensor loads the backend for the graph anyway.
     """
+
+    def __init__(self, backend):
+        super().__init__()
+        self.backend = backend
 
     def add_requirements(self, fgraph):
         pass
 
     def apply(self, fgraph):
-        load_numba_dispatch()
+        load_dispatch(self.backend)
 
 
-# Every Numba mode includes the tag numba, even one without an optimizer. The tag blocksparse,
-# which turns our rewrites off, must not turn this off.
-NAME = "load_blocksparse_numba_dispatch"
-if NAME not in optdb.__db__:
-    optdb.register(NAME, LoadNumbaDispatch(), "numba", position=0)
+# The modes of a backend include the tag of its name. The tag blocksparse, which turns our rewrites
+# off, must not turn this off.
+for backend in BACKENDS:
+    name = f"load_blocksparse_{backend}_dispatch"
+    if name not in optdb.__db__:
+        optdb.register(name, LoadDispatch(backend), backend, position=0)
+
+# Only PyTensor's mode PYTORCH has no tag of its own, so it gets one: in place, for it may have been
+# imported by name already.
+PYTORCH.__setstate__((PYTORCH.provided_linker, PYTORCH.provided_optimizer.including("pytorch")))

@@ -1,0 +1,169 @@
+"""Both ops for JAX, as primitives: loops over tiles, which differentiate into each other.
+
+A loop that JAX differentiates by itself would keep all blocks that it gathered. The primitives are
+linear in what is added to and in each factor, so the rules say which of the two each derivative is.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from blocksparse_ops.kernels.mapped import fold, map_gemv, map_outer
+from blocksparse_ops.kernels.tiles import (
+    Sizes,
+    choose_form,
+    count_from_start,
+    cut,
+    rows_of_step,
+    unknown,
+)
+
+
+def counted(index, blocks):
+    return count_from_start(jnp, index, blocks, int)
+
+
+def rows(values):
+    """The rows of all windows one after the other, and one of zeros: for what is out of range."""
+    return jnp.pad(fold(values), ((0, 1), (0, 0)))
+
+
+def add_at(values, places, terms):
+    """values[places] += terms, with repeated places; what lies outside is left out."""
+    places = values.at[places]
+    return (places.max if values.dtype == jnp.bool_ else places.add)(terms, mode="drop")
+
+
+def gemv_in_steps(o, W, h, inputIdx, outputIdx, *, transposed):
+    """o[b, w] + sum_v h[b, v] @ W[inputIdx[b, v], outputIdx[b, w]]
+
+    With `transposed` it is W[outputIdx[b, w], inputIdx[b, v]].T that is multiplied by, where it
+    lies. A result that an index out of range takes part in is NaN.
+    """
+    iBlocks, oBlocks = W.shape[1::-1] if transposed else W.shape[:2]
+    sizes = Sizes(*inputIdx.shape, outputIdx.shape[1], iBlocks, oBlocks)
+    inputIdx, outputIdx = counted(inputIdx, iBlocks), counted(outputIdx, oBlocks)
+    sums = fold(o)
+    if sizes.triples and W.size:
+        form = choose_form(sizes, W.shape[2] * W.shape[3])
+        tiles = cut(jnp, inputIdx, outputIdx, sizes, form)
+        left = rows(h)
+
+        def add_step(number, sums):
+            step = rows_of_step(jnp, tiles, number)
+            block = (step.j, step.i) if transposed else (step.i, step.j)
+            blocks = W.at[block].get(mode="clip")
+            product = "krq,kpq->krp" if transposed else "krp,kpq->krq"
+            return add_at(sums, step.right, jnp.einsum(product, left[step.left], blocks))
+
+        sums = jax.lax.fori_loop(0, tiles.steps, add_step, sums)
+    wrong = (inputIdx == iBlocks).any(1, keepdims=True) | (outputIdx == oBlocks)
+    return jnp.where(wrong[:, :, None], unknown(o), sums.reshape(o.shape)).astype(o.dtype)
+
+
+def outer_in_steps(o, x, y, xIdx, yIdx):
+    """o[xIdx[b, v], yIdx[b, w]] += outer(x[b, v], y[b, w]), without what is out of range."""
+    sizes = Sizes(*xIdx.shape, yIdx.shape[1], *o.shape[:2])
+    if not sizes.triples or not o.size:
+        return o
+    form = choose_form(sizes, o.shape[2] * o.shape[3])
+    xIdx, yIdx = counted(xIdx, sizes.iBlocks), counted(yIdx, sizes.oBlocks)
+    tiles = cut(jnp, xIdx, yIdx, sizes, form)
+    left, right = rows(x), rows(y)
+
+    def add_step(number, o):
+        step = rows_of_step(jnp, tiles, number)
+        products = jnp.einsum("krp,krq->kpq", left[step.left], right[step.right])
+        return add_at(o, (step.i, step.j), products)
+
+    return jax.lax.fori_loop(0, tiles.steps, add_step, o)
+
+
+def primitive(name, function, **parameters):
+    """A primitive of which the result is like its first argument."""
+    made = Primitive(name)
+    made.def_impl(jax.jit(function, static_argnames=list(parameters)))
+    made.def_abstract_eval(lambda o, *others, **parameters: o)
+    mlir.register_lowering(made, mlir.lower_fun(function, multiple_results=False))
+    return made
+
+
+gemv_p = primitive("sparse_block_gemv", gemv_in_steps, transposed=bool)
+outer_p = primitive("sparse_block_outer", outer_in_steps)
+
+
+def gemv(o, W, h, inputIdx, outputIdx, transposed=False):
+    return gemv_p.bind(o, W, h, inputIdx, outputIdx, transposed=transposed)
+
+
+outer = outer_p.bind
+
+
+def pushforward(op, arguments, tangents, **parameters):
+    """The op's result and its tangent: that of o, with a term for each factor that has one."""
+    _, one, other, *indices = arguments
+    to, t_one, t_other, *_ = tangents
+    op = partial(op, **parameters)
+    result = op(*arguments)
+    if all(isinstance(t, ad.Zero) for t in (to, t_one, t_other)):
+        return result, to
+    tangent = ad.instantiate_zeros(to)
+    if not isinstance(t_one, ad.Zero):
+        tangent = op(tangent, t_one, other, *indices)
+    if not isinstance(t_other, ad.Zero):
+        tangent = op(tangent, one, t_other, *indices)
+    return result, tangent
+
+
+ad.primitive_jvps[gemv_p] = partial(pushforward, gemv)
+ad.primitive_jvps[outer_p] = partial(pushforward, outer)
+
+
+def zeros_of(undefined):
+    return jnp.zeros(undefined.aval.shape, undefined.aval.dtype)
+
+
+def pull_back_gemv(cotangent, o, W, h, inputIdx, outputIdx, *, transposed):
+    to_o = cotangent if ad.is_undefined_primal(o) else None
+    to_W = to_h = None
+    if not isinstance(cotangent, ad.Zero):
+        if ad.is_undefined_primal(W):
+            if transposed:
+                to_W = outer(zeros_of(W), cotangent, h, outputIdx, inputIdx)
+            else:
+                to_W = outer(zeros_of(W), h, cotangent, inputIdx, outputIdx)
+        if ad.is_undefined_primal(h):
+            to_h = gemv(zeros_of(h), W, cotangent, outputIdx, inputIdx, not transposed)
+    return to_o, to_W, to_h, None, None
+
+
+def pull_back_outer(cotangent, o, x, y, xIdx, yIdx):
+    to_o = cotangent if ad.is_undefined_primal(o) else None
+    to_x = to_y = None
+    if not isinstance(cotangent, ad.Zero):
+        if ad.is_undefined_primal(x):
+            to_x = gemv(zeros_of(x), cotangent, y, yIdx, xIdx, True)
+        if ad.is_undefined_primal(y):
+            to_y = gemv(zeros_of(y), cotangent, x, xIdx, yIdx)
+    return to_o, to_x, to_y, None, None
+
+
+ad.primitive_transposes[gemv_p] = pull_back_gemv
+ad.primitive_transposes[outer_p] = pull_back_outer
+
+
+def map_gemv_p(arguments, axes, *, transposed):
+    call = partial(gemv, transposed=transposed)
+    first_axis = "outputIdx" if transposed else "inputIdx"
+    return map_gemv(jnp, counted, call, arguments, axes, first_axis), 0
+
+
+def map_outer_p(arguments, axes):
+    return map_outer(jnp, counted, outer, arguments, axes), 0
+
+
+batching.primitive_batchers[gemv_p] = map_gemv_p
+batching.primitive_batchers[outer_p] = map_outer_p

@@ -1,0 +1,77 @@
+"""Both ops for MLX: steps over tiles, one after the other in the graph that MLX evaluates."""
+
+import mlx.core as mx
+
+from blocksparse_ops.kernels.mapped import fold
+from blocksparse_ops.kernels.tiles import (
+    Form,
+    Sizes,
+    choose_form,
+    count_from_start,
+    cut,
+    rows_of_step,
+    unknown,
+)
+
+# Elements of the blocks that a step gathers: MLX has no loops, so each step is a part of the graph.
+STEP_ELEMENTS = 1 << 20
+
+
+def counted(index, blocks):
+    return count_from_start(mx, index, blocks, mx.int64)
+
+
+def rows(values):
+    """The rows of all windows one after the other, and one of zeros: for what is out of range."""
+    return mx.pad(fold(values), ((0, 1), (0, 0)))
+
+
+def multiplies_matrices(dtype):
+    """Whether MLX does so with this type; if not, all products are held before they are added."""
+    return mx.issubdtype(dtype, mx.inexact)
+
+
+def matmul(one, other):
+    if multiplies_matrices(one.dtype):
+        return one @ other
+    return (one[..., None] * other[..., None, :, :]).sum(-2).astype(one.dtype)
+
+
+def steps_of(inputIdx, outputIdx, blocks):
+    """The steps of a product with these blocks; the indices are counted from the start."""
+    sizes = Sizes(*inputIdx.shape, outputIdx.shape[1], *blocks.shape[:2])
+    if not sizes.triples or not blocks.size:
+        return []
+    form = choose_form(sizes, blocks.shape[2] * blocks.shape[3], STEP_ELEMENTS)
+    if not multiplies_matrices(blocks.dtype):
+        form = Form(1, form.tiles)
+    tiles = cut(mx, inputIdx, outputIdx, sizes, form)
+    return (rows_of_step(mx, tiles, number) for number in range(tiles.most_steps))
+
+
+def gemv(o, W, h, inputIdx, outputIdx):
+    """o[b, w] + sum_v h[b, v] @ W[inputIdx[b, v], outputIdx[b, w]]
+
+    A result that an index out of range takes part in is NaN.
+    """
+    iBlocks, oBlocks = W.shape[:2]
+    inputIdx, outputIdx = counted(inputIdx, iBlocks), counted(outputIdx, oBlocks)
+    left, sums = rows(h), rows(o)
+    for step in steps_of(inputIdx, outputIdx, W):
+        # MLX reads past the end; what is out of range adds to the row of zeros.
+        blocks = W[mx.minimum(step.i, iBlocks - 1), mx.minimum(step.j, oBlocks - 1)]
+        sums = sums.at[step.right].add(matmul(left[step.left], blocks))
+    wrong = (inputIdx == iBlocks).any(1, keepdims=True) | (outputIdx == oBlocks)
+    return mx.where(wrong[:, :, None], unknown(o), sums[:-1].reshape(o.shape)).astype(o.dtype)
+
+
+def outer(o, x, y, xIdx, yIdx):
+    """o[xIdx[b, v], yIdx[b, w]] += outer(x[b, v], y[b, w]), without what is out of range."""
+    iBlocks, oBlocks = o.shape[:2]
+    xIdx, yIdx = counted(xIdx, iBlocks), counted(yIdx, oBlocks)
+    left, right = rows(x), rows(y)
+    for step in steps_of(xIdx, yIdx, o):
+        products = matmul(left[step.left].swapaxes(-1, -2), right[step.right])
+        # MLX writes past the end; what is out of range has rows of zeros.
+        o = o.at[mx.minimum(step.i, iBlocks - 1), mx.minimum(step.j, oBlocks - 1)].add(products)
+    return o

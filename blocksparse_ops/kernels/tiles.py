@@ -1,0 +1,160 @@
+"""The plan for array libraries: triples of (example, input, output) in tiles of one block each.
+
+JAX, PyTorch and MLX run no kernel of ours. There a product is a loop over steps; a step gathers a
+few blocks, multiplies each by the rows of a tile, and adds the results to where they belong. So
+what it holds beside the arguments is the blocks of one step, and some integers for each triple.
+
+The functions take the namespace `xp` of a library; what they use of it is called alike in all.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+# Elements of the blocks that a step gathers, unless one block has more: they stay in a cache.
+STEP_ELEMENTS = 1 << 16
+
+# With fewer triples for each block, to sort them takes longer than to read each block anew: on two
+# CPUs the times crossed between 2 and 4.
+SORTED_REUSE = 4
+
+# Rows of a tile. A row that stays empty costs a product, so no more than a block is likely to have.
+LEAST_ROWS, MOST_ROWS = 8, 32
+
+
+class Sizes(NamedTuple):
+    """What the shapes of the arguments say."""
+
+    batch: int
+    inputs: int
+    outputs: int
+    iBlocks: int
+    oBlocks: int
+
+    @property
+    def triples(self):
+        return self.batch * self.inputs * self.outputs
+
+
+class Form(NamedTuple):
+    """How a product is cut, chosen from shapes alone: rows of a tile, and tiles of a step."""
+
+    rows: int
+    tiles: int
+
+
+class Tiles(NamedTuple):
+    """Triples in the order of their blocks.
+
+    Triple number `order[t]` stands at t; tile k has those from `starts[k]` to `starts[k + 1]`. Both
+    are None if each triple is a tile. `steps` is the number of steps.
+    """
+
+    sizes: Sizes
+    form: Form
+    inputIdx: Any
+    outputIdx: Any
+    order: Any
+    starts: Any
+    steps: Any
+
+    @property
+    def most_steps(self):
+        """The steps that the shapes alone allow; those past the last one are empty."""
+        if self.starts is None:
+            return self.steps
+        return (self.starts.shape[0] - 1) // self.form.tiles
+
+
+class Step(NamedTuple):
+    """Per tile of a step, the rows that it joins and the block that it uses.
+
+    `left` and `right` number the rows of the two windows, example after example; where a tile has
+    no more rows, or its block is out of range, they are the numbers of rows, one more than any.
+    """
+
+    left: Any
+    right: Any
+    i: Any
+    j: Any
+
+
+def reuse_of(sizes):
+    """The triples for each block, were all in use alike."""
+    return sizes.triples // max(sizes.iBlocks * sizes.oBlocks, 1)
+
+
+def choose_form(sizes, block_elements, step_elements=STEP_ELEMENTS):
+    """How to cut a product of these sizes into tiles and steps."""
+    tiles = max(1, step_elements // max(block_elements, 1))
+    reuse = reuse_of(sizes)
+    if reuse < SORTED_REUSE:
+        return Form(1, min(tiles, max(sizes.triples, 1)))
+    return Form(min(max(1 << reuse.bit_length() - 1, LEAST_ROWS), MOST_ROWS), tiles)
+
+
+def dtype_name(values):
+    return str(values.dtype).split(".")[-1]
+
+
+def unknown(values):
+    """What stands for a result that cannot be known: NaN, or what JAX fills integers with."""
+    name = dtype_name(values)
+    if "float" in name or "complex" in name:
+        return np.nan
+    if "bool" in name:
+        return True
+    limits = np.iinfo(name)
+    return limits.max if limits.min == 0 else limits.min
+
+
+def count_from_start(xp, index, blocks, word):
+    """The blocks that an index names, as integers of the type `word`; `blocks` if out of range."""
+    if dtype_name(index) in ("uint32", "uint64"):
+        # In the signed type a large one would be negative.
+        index = xp.minimum(index, xp.array(blocks, dtype=index.dtype))
+    index = index.astype(word)
+    index = xp.where(index < 0, index + blocks, index)
+    return xp.where((index >= 0) & (index < blocks), index, blocks)
+
+
+def cut(xp, inputIdx, outputIdx, sizes, form):
+    """Cut the triples into tiles. The indices are counted from the start."""
+    left, right = inputIdx.reshape(-1), outputIdx.reshape(-1)
+    if form.rows == 1:
+        steps = -(-sizes.triples // form.tiles)
+        return Tiles(sizes, form, left, right, None, None, steps)
+    block = inputIdx[:, :, None] * (sizes.oBlocks + 1) + outputIdx[:, None, :]
+    block = block.reshape(-1)
+    order = xp.argsort(block)
+    block = block[order]
+    within = xp.arange(sizes.triples) - xp.searchsorted(block, block)
+    tile = xp.cumsum(within % form.rows == 0) - 1
+    blocks = (sizes.iBlocks + 1) * (sizes.oBlocks + 1)
+    most = sizes.triples // form.rows + min(sizes.triples, blocks)
+    # Whole steps: those past the last tile are empty.
+    ends = xp.arange(-(-most // form.tiles) * form.tiles + 1)
+    starts = xp.searchsorted(tile, ends.astype(tile.dtype))
+    return Tiles(sizes, form, left, right, order, starts, tile[-1] // form.tiles + 1)
+
+
+def rows_of_step(xp, tiles, step):
+    """What the tiles of a step join."""
+    sizes, form = tiles.sizes, tiles.form
+    number = step * form.tiles + xp.arange(form.tiles)
+    if form.rows == 1:
+        triple, end = number[:, None], sizes.triples
+    else:
+        triple = tiles.starts[number][:, None] + xp.arange(form.rows)
+        end = tiles.starts[number + 1][:, None]
+    used = triple < end
+    triple = xp.minimum(triple, sizes.triples - 1)
+    if form.rows > 1:
+        triple = tiles.order[triple]
+    left = triple // sizes.outputs
+    right = left // sizes.inputs * sizes.outputs + triple % sizes.outputs
+    i, j = tiles.inputIdx[left], tiles.outputIdx[right]
+    used = used & (i < sizes.iBlocks) & (j < sizes.oBlocks)
+    left = xp.where(used, left, sizes.batch * sizes.inputs)
+    right = xp.where(used, right, sizes.batch * sizes.outputs)
+    return Step(left, right, i[:, 0], j[:, 0])

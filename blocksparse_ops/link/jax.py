@@ -1,0 +1,56 @@
+"""The ops in JAX: importing this registers them."""
+
+from pytensor.graph.basic import Constant
+from pytensor.link.jax.dispatch import jax_funcify
+from pytensor.tensor.elemwise import DimShuffle
+
+from blocksparse_ops.gemv import SparseBlockGemv
+from blocksparse_ops.index import CheckBlockIndex
+from blocksparse_ops.kernels.jax import gemv, outer
+from blocksparse_ops.outer import SparseBlockOuter
+
+
+def is_transposed(W):
+    """Whether weights are others with the roles of input and output exchanged."""
+    return (
+        W.owner is not None
+        and isinstance(W.owner.op, DimShuffle)
+        and W.owner.op.new_order == (1, 0, 3, 2)
+    )
+
+
+@jax_funcify.register(SparseBlockGemv)
+def jax_funcify_SparseBlockGemv(op, node, **kwargs):
+    check = op.signature.check_sizes
+    transposed = is_transposed(node.inputs[1])
+
+    def sparse_block_gemv(o, W, h, inputIdx, outputIdx):
+        check([x.shape for x in (o, W, h, inputIdx, outputIdx)])
+        if transposed:  # XLA takes one transposition for the other, and reads W where it lies
+            W = W.transpose(1, 0, 3, 2)
+        return gemv(o, W, h, inputIdx, outputIdx, transposed)
+
+    return sparse_block_gemv
+
+
+@jax_funcify.register(SparseBlockOuter)
+def jax_funcify_SparseBlockOuter(op, node, **kwargs):
+    check = op.signature.check_sizes
+
+    def sparse_block_outer(o, x, y, xIdx, yIdx, alpha):
+        check([*(x.shape for x in (o, x, y, xIdx, yIdx)), ()])
+        return outer(o, alpha * x, y, xIdx, yIdx)
+
+    return sparse_block_outer
+
+
+@jax_funcify.register(CheckBlockIndex)
+def jax_funcify_CheckBlockIndex(op, node, **kwargs):
+    # JAX cannot raise when it runs: what the ops do with an index out of range stands in the docs.
+    if all(isinstance(x, Constant) for x in node.inputs):
+        op.check(*(x.data for x in node.inputs))
+
+    def check_block_index(index, blocks, *sizes):
+        return index
+
+    return check_block_index

@@ -1,0 +1,43 @@
+"""The ops in MLX: importing this registers them."""
+
+from pytensor.graph.basic import Constant
+from pytensor.link.mlx.dispatch import mlx_funcify
+
+from blocksparse_ops.gemv import SparseBlockGemv
+from blocksparse_ops.index import CheckBlockIndex
+from blocksparse_ops.kernels.mlx import gemv, outer
+from blocksparse_ops.outer import SparseBlockOuter
+
+
+@mlx_funcify.register(SparseBlockGemv)
+def mlx_funcify_SparseBlockGemv(op, **kwargs):
+    check = op.signature.check_sizes
+
+    def sparse_block_gemv(o, W, h, inputIdx, outputIdx):
+        check([x.shape for x in (o, W, h, inputIdx, outputIdx)])
+        return gemv(o, W, h, inputIdx, outputIdx)
+
+    return sparse_block_gemv
+
+
+@mlx_funcify.register(SparseBlockOuter)
+def mlx_funcify_SparseBlockOuter(op, **kwargs):
+    check = op.signature.check_sizes
+
+    def sparse_block_outer(o, x, y, xIdx, yIdx, alpha):
+        check([x.shape for x in (o, x, y, xIdx, yIdx, alpha)])
+        return outer(o, alpha * x, y, xIdx, yIdx)
+
+    return sparse_block_outer
+
+
+@mlx_funcify.register(CheckBlockIndex)
+def mlx_funcify_CheckBlockIndex(op, node, **kwargs):
+    # MLX cannot raise when it runs: what the ops do with an index out of range stands in the docs.
+    if all(isinstance(x, Constant) for x in node.inputs):
+        op.check(*(x.data for x in node.inputs))
+
+    def check_block_index(index, blocks, *sizes):
+        return index
+
+    return check_block_index
