@@ -1,6 +1,7 @@
 """The problems that tests and benchmarks share: sizes, values, layouts in memory."""
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import numpy as np
 import pytensor.tensor as pt
@@ -11,6 +12,17 @@ from pytensor import config
 needs_compiler = pytest.mark.skipif(not config.cxx, reason="needs a C++ compiler")
 
 MODES = ["FAST_COMPILE", pytest.param("CVM", marks=needs_compiler), "NUMBA"]
+
+# The modes of array libraries, each an extra of its own.
+LIBRARIES = {"JAX": "jax", "PYTORCH": "torch", "MLX": "mlx"}
+
+
+def needs_library(mode):
+    library = LIBRARIES[mode]
+    return pytest.mark.skipif(find_spec(library) is None, reason=f"needs {library}")
+
+
+ALL_MODES = [*MODES, *(pytest.param(mode, marks=needs_library(mode)) for mode in LIBRARIES)]
 
 
 @dataclass(frozen=True)
@@ -47,6 +59,19 @@ sizes = st.builds(
     oWin=st.sampled_from(WINDOWS),
     batch=st.sampled_from([0, 1, 2, 3, 7]),
 )
+
+# For backends that compile anew for each shape: all edges, and blocks that are used once, or by
+# one row less and more than a tile has.
+FEW_SIZES = [
+    Sizes(1, 1, 0, 3, 2, 1, 2),
+    Sizes(2, 3, 4, 0, 1, 2, 3),
+    Sizes(3, 2, 1, 1, 0, 2, 0),
+    Sizes(6, 3, 17, 8, 4, 3, 1),
+    Sizes(1, 1, 16, 5, 1, 1, 7),
+    Sizes(1, 2, 4, 7, 2, 1, 9),
+    Sizes(2, 1, 65, 9, 3, 2, 33),
+]
+few_sizes = st.sampled_from(FEW_SIZES)
 
 
 class Draw:
@@ -157,6 +182,12 @@ COMPILED_LAYOUTS = [
     Layout("contiguous", ("contiguous",), ("int64", "int64")),
     Layout("mixed", ("gapped", "transposed", "reversed", "gapped", "reversed"), ("int32", "uint8")),
     Layout("odd", ("reversed", "gapped", "transposed", "transposed", "gapped"), ("int8", "uint64")),
+]
+
+# For array libraries, which know no strides, or no negative ones.
+FORWARD_LAYOUTS = [
+    Layout("contiguous", ("contiguous",), ("uint8", "int64")),
+    Layout("transposed", ("contiguous", "transposed"), ("int32", "uint64")),
 ]
 
 

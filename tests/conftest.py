@@ -1,3 +1,8 @@
+import os
+
+# Compiling takes PyTorch seconds for each shape; test_pytorch.py turns it on where it is the subject.
+os.environ["TORCHDYNAMO_DISABLE"] = "1"
+
 import pytensor
 import pytest
 
@@ -7,3 +12,9 @@ def _a_rewrite_that_fails_is_an_error():
     """PyTensor would print it and go on without the rewrite."""
     with pytensor.config.change_flags(on_opt_error="raise"):
         yield
+
+
+def pytest_generate_tests(metafunc):
+    """Give a test of `layout` those of its class."""
+    if "layout" in metafunc.fixturenames:
+        metafunc.parametrize("layout", metafunc.cls.layouts, ids=str)

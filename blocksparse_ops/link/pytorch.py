@@ -12,7 +12,6 @@ from blocksparse_ops.index import CheckBlockIndex
 from blocksparse_ops.kernels.pytorch import gemv, outer
 from blocksparse_ops.outer import SparseBlockOuter
 
-
 # What PyTorch multiplies no matrices of; in integers of 64 bits the result wraps as it should.
 AS_INTEGERS = (torch.bool, torch.uint16, torch.uint32, torch.uint64)
 
@@ -47,12 +46,13 @@ CHECKS = []
 @custom_op("blocksparse_ops::check_block_index", mutates_args=())
 def check_block_index(index: Tensor, sizes: Sequence[int], check: int) -> Tensor:
     CHECKS[check].check(index.numpy(force=True), *sizes)
-    return index.clone()
+    # PyTorch takes bytes for a mask, and no other small or unsigned integers as an index.
+    return index.to(torch.int64, copy=True)
 
 
 @check_block_index.register_fake
 def _(index, sizes, check):
-    return torch.empty_like(index)
+    return torch.empty_like(index, dtype=torch.int64)
 
 
 @pytorch_funcify.register(CheckBlockIndex)
