@@ -63,12 +63,16 @@ class CheckBlockIndex(LoadsDispatchWhenUnpickled, COp):
         sizes = [cast(as_tensor_variable(size, ndim=0), "int64") for size in (blocks, *sizes)]
         return Apply(self, [index, *sizes], [index.type()])
 
-    def check(self, index, blocks, *sizes):
-        """Raise what is wrong with these values."""
+    def check_sizes(self, *sizes):
+        """Raise if two of a pair differ."""
         pairs = zip(sizes[::2], sizes[1::2], strict=True)
         for (axis, other), (size, other_size) in zip(self.equal, pairs, strict=True):
             if size != other_size:
                 raise ValueError(disagreement(self.caller, axis, size, other, other_size))
+
+    def check(self, index, blocks, *sizes):
+        """Raise what is wrong with these values."""
+        self.check_sizes(*sizes)
         where = first_out_of_range(index, int(blocks))
         if where is not None:
             name = f"{self.caller}: {self.argument}"

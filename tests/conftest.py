@@ -1,6 +1,6 @@
 import os
 
-# Compiling takes PyTorch seconds for each shape; test_pytorch.py turns it on where it is the subject.
+# Its compiler takes PyTorch seconds for each shape: test_pytorch.py turns it on for some.
 os.environ["TORCHDYNAMO_DISABLE"] = "1"
 
 import pytensor

@@ -1,4 +1,4 @@
-"""What JAX adds to the tests that all backends share: its own derivatives, `vmap`, and its limits."""
+"""What JAX adds to the tests that all backends share: its own derivatives and its limits."""
 
 import pytest
 from cases import FORWARD_LAYOUTS, few_sizes

@@ -2,11 +2,10 @@
 
 from typing import ClassVar
 
-import pytest
-from cases import FORWARD_LAYOUTS, few_sizes
+from cases import FORWARD_LAYOUTS, few_sizes, needs_library
 from test_values import Values
 
-mlx = pytest.importorskip("mlx")
+pytestmark = needs_library("MLX")
 
 
 class TestMlx(Values):

@@ -1,5 +1,6 @@
 """The ops in JAX: importing this registers them."""
 
+from jax.core import Tracer
 from pytensor.graph.basic import Constant
 from pytensor.link.jax.dispatch import jax_funcify
 from pytensor.tensor.elemwise import DimShuffle
@@ -17,6 +18,11 @@ def is_transposed(W):
         and isinstance(W.owner.op, DimShuffle)
         and W.owner.op.new_order == (1, 0, 3, 2)
     )
+
+
+def is_known(size):
+    """Whether a size is a number while JAX traces, as those of its arrays are."""
+    return not isinstance(size, Tracer)
 
 
 @jax_funcify.register(SparseBlockGemv)
@@ -46,11 +52,13 @@ def jax_funcify_SparseBlockOuter(op, node, **kwargs):
 
 @jax_funcify.register(CheckBlockIndex)
 def jax_funcify_CheckBlockIndex(op, node, **kwargs):
-    # JAX cannot raise when it runs: what the ops do with an index out of range stands in the docs.
+    # JAX cannot raise for a value when it runs: the docs say what the ops do with a wrong index.
     if all(isinstance(x, Constant) for x in node.inputs):
         op.check(*(x.data for x in node.inputs))
 
     def check_block_index(index, blocks, *sizes):
+        if all(map(is_known, sizes)):
+            op.check_sizes(*map(int, sizes))
         return index
 
     return check_block_index

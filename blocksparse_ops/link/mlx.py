@@ -9,6 +9,15 @@ from blocksparse_ops.kernels.mlx import gemv, outer
 from blocksparse_ops.outer import SparseBlockOuter
 
 
+def is_known(size):
+    """Whether a size is a number while MLX traces, as those of its arrays are."""
+    try:
+        int(size)
+    except ValueError:
+        return False
+    return True
+
+
 @mlx_funcify.register(SparseBlockGemv)
 def mlx_funcify_SparseBlockGemv(op, **kwargs):
     check = op.signature.check_sizes
@@ -33,11 +42,13 @@ def mlx_funcify_SparseBlockOuter(op, **kwargs):
 
 @mlx_funcify.register(CheckBlockIndex)
 def mlx_funcify_CheckBlockIndex(op, node, **kwargs):
-    # MLX cannot raise when it runs: what the ops do with an index out of range stands in the docs.
+    # MLX cannot raise for a value when it runs: the docs say what the ops do with a wrong index.
     if all(isinstance(x, Constant) for x in node.inputs):
         op.check(*(x.data for x in node.inputs))
 
     def check_block_index(index, blocks, *sizes):
+        if all(map(is_known, sizes)):
+            op.check_sizes(*map(int, sizes))
         return index
 
     return check_block_index
