@@ -1,15 +1,20 @@
 """Ops that are linked right in a process that has only unpickled them."""
 
+from blocksparse_ops.link import lazy
+
 
 class LoadsDispatchWhenUnpickled:
-    """An op that registers the Numba dispatch when it is unpickled, or copied.
+    """An op that, when it is unpickled, registers the dispatches that were registered before.
 
     A function that was pickled is linked again without being rewritten, so nothing else would
-    do so before the linker asks for it.
+    do so before the linker asks for them.
     """
 
-    def __setstate__(self, state):
-        self.__dict__.update(state)
-        from blocksparse_ops.link.lazy import load_dispatch
+    def __getstate__(self):
+        return super().__getstate__(), lazy.loaded_backends()
 
-        load_dispatch("numba")
+    def __setstate__(self, state):
+        attributes, backends = state
+        self.__dict__.update(attributes)
+        for backend in backends:
+            lazy.load_dispatch(backend)

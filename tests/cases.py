@@ -26,7 +26,11 @@ def needs_library(mode):
     return pytest.mark.skipif(old or find_spec(library) is None, reason=reason)
 
 
-ARRAY_MODES = [pytest.param(mode, marks=needs_library(mode)) for mode in LIBRARIES]
+def array_modes(*modes):
+    return [pytest.param(mode, marks=needs_library(mode)) for mode in modes]
+
+
+ARRAY_MODES = array_modes(*LIBRARIES)
 ALL_MODES = [*MODES, *ARRAY_MODES]
 
 
@@ -196,8 +200,9 @@ FORWARD_LAYOUTS = [
 ]
 
 
-def symbols(arrays):
-    """A variable for each array, of unknown shape, named as the array is."""
+def symbols(arrays, is_static=False):
+    """A variable for each array, named as the array is; of unknown shape, or of the array's."""
     return {
-        name: pt.tensor(name, dtype=a.dtype, shape=(None,) * a.ndim) for name, a in arrays.items()
+        name: pt.tensor(str(name), dtype=a.dtype, shape=a.shape if is_static else (None,) * a.ndim)
+        for name, a in arrays.items()
     }

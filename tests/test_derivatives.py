@@ -6,7 +6,7 @@ import numpy as np
 import pytensor
 import pytensor.tensor as pt
 import pytest
-from cases import MODES, Draw, Sizes, symbols
+from cases import ALL_MODES, MODES, Draw, Sizes, symbols
 from pytensor.gradient import DisconnectedInputError, Rop, pushforward, verify_grad
 
 from blocksparse_ops import (
@@ -39,7 +39,7 @@ def problem_of(name):
     return function, [arrays[argument] for argument in wrt]
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", ALL_MODES)
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_first_derivatives(mode, name):
     function, point = problem_of(name)

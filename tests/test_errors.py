@@ -9,7 +9,7 @@ import numpy as np
 import pytensor
 import pytensor.tensor as pt
 import pytest
-from cases import COMPILED_LAYOUTS, MODES, Draw, Sizes, symbols
+from cases import ALL_MODES, COMPILED_LAYOUTS, MODES, Draw, Sizes, symbols
 from test_values import PROBLEMS, compiled
 
 from blocksparse_ops import (
@@ -133,7 +133,7 @@ DISAGREEMENTS = [
 ]
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", ALL_MODES)
 @pytest.mark.parametrize(("problem", "signature", "one", "other"), DISAGREEMENTS)
 def test_sizes_that_disagree(mode, problem, signature, one, other):
     arrays = getattr(Draw(SIZES, 0, "float32"), problem)()
@@ -149,7 +149,7 @@ def test_sizes_that_disagree(mode, problem, signature, one, other):
     assert name in str(error.value)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", ALL_MODES)
 def test_a_batch_of_one_is_not_stretched(mode):
     arrays = Draw(SIZES, 0, "float32").gemv()
     arrays["h"] = arrays["h"][:1]

@@ -1,10 +1,24 @@
 """What JAX adds to the tests that all backends share: its own derivatives and its limits."""
 
+import os
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytensor
+import pytensor.tensor as pt
 import pytest
-from cases import FORWARD_LAYOUTS, few_sizes
+from cases import FORWARD_LAYOUTS, Draw, Sizes, few_sizes, symbols
 from test_values import Values
 
+from blocksparse_ops import sparse_block_dot, sparse_block_outer
+from blocksparse_ops.gemv import SparseBlockGemv
+
 jax = pytest.importorskip("jax")
+
+# The triples as they stand, and sorted by block.
+SIZES = [Sizes(3, 4, 5, 6, 2, 3, 4), Sizes(1, 2, 3, 2, 3, 2, 3)]
 
 
 class TestJax(Values):
@@ -13,3 +27,164 @@ class TestJax(Values):
     layouts = FORWARD_LAYOUTS
     bits_are_the_same = False
     writes_in_place = False
+
+
+def jaxified(inputs, outputs):
+    """The function that PyTensor made for JAX, without its own wrapper."""
+    return pytensor.function(inputs, outputs, mode="JAX").vm.jit_fn
+
+
+def dot_of(sizes):
+    """sparse_block_dot as a function of JAX arrays, and these by name."""
+    arrays = Draw(sizes, 0, "float64").dot()
+    inputs = symbols(arrays)
+    function = jaxified(list(inputs.values()), sparse_block_dot(**inputs))
+    return lambda *values: function(*values)[0], arrays
+
+
+def gather_dot(W, h, inputIdx, b, outputIdx):
+    """What JAX differentiates by itself."""
+    blocks = W[inputIdx[:, :, None], outputIdx[:, None, :]]
+    return b[outputIdx] + jax.numpy.einsum("bvp,bvwpq->bwq", h, blocks)
+
+
+def assert_trees_close(actual, expected):
+    jax.tree.map(
+        lambda one, other: np.testing.assert_allclose(one, other, 1e-9, 1e-9), actual, expected
+    )
+
+
+FLOATS = (0, 1, 3)  # W, h and b among the arguments of a dot
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=["as they stand", "sorted"])
+def test_grad_equals_pytensors(sizes):
+    function, arrays = dot_of(sizes)
+    inputs = symbols(arrays)
+    cost = (sparse_block_dot(**inputs) ** 3).sum()
+    gradients = pt.grad(cost, [inputs[name] for name in ("W", "h", "b")])
+    expected = pytensor.function(list(inputs.values()), gradients, mode="JAX")(*arrays.values())
+    actual = jax.grad(lambda *values: (function(*values) ** 3).sum(), FLOATS)(*arrays.values())
+    assert_trees_close(list(actual), list(expected))
+
+
+TRANSFORMATIONS = {
+    "jit of grad": lambda f: jax.jit(jax.grad(lambda *x: (f(*x) ** 3).sum(), FLOATS)),
+    "jacfwd": lambda f: jax.jacfwd(f, FLOATS),
+    "jacrev": lambda f: jax.jacrev(f, FLOATS),
+    "hessian": lambda f: jax.hessian(lambda *x: (f(*x) ** 3).sum(), FLOATS),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMATIONS)
+@pytest.mark.parametrize("sizes", SIZES, ids=["as they stand", "sorted"])
+def test_derivatives_by_jax(sizes, name):
+    function, arrays = dot_of(sizes)
+    transform = TRANSFORMATIONS[name]
+    values = [jax.numpy.asarray(a) for a in arrays.values()]
+    assert_trees_close(transform(function)(*values), transform(gather_dot)(*values))
+
+
+@pytest.mark.parametrize("mapped", [(0,), (1,), (2,), (0, 2), (1, 4), (0, 1, 2, 3, 4)])
+@pytest.mark.parametrize(
+    "transform", [lambda f: f, TRANSFORMATIONS["jit of grad"]], ids=["", "grad"]
+)
+def test_vmap(transform, mapped):
+    """Over any of the arguments, weights and indices too; negative indices count as ever."""
+    function, _ = dot_of(SIZES[0])
+    draws = [list(Draw(SIZES[0], seed, "float64").dot().values()) for seed in range(3)]
+    values = [
+        np.stack([draw[k] for draw in draws]) if k in mapped else draws[0][k] for k in range(5)
+    ]
+    axes = tuple(0 if k in mapped else None for k in range(5))
+    actual = jax.vmap(transform(function), axes)(*values)
+    for one in range(3):
+        single = [value[one] if k in mapped else value for k, value in enumerate(values)]
+        item = jax.tree.map(lambda x, one=one: x[one], actual)
+        assert_trees_close(item, transform(function)(*single))
+
+
+def test_vmap_over_weights_keeps_a_wrong_index_apart():
+    function, arrays = dot_of(SIZES[0])
+    arrays["inputIdx"][1, 0] = SIZES[0].iBlocks
+    stacked = np.stack([arrays["W"]] * 2)
+    axes = (0, None, None, None, None)
+    out = jax.vmap(function, axes)(stacked, *list(arrays.values())[1:])
+    np.testing.assert_array_equal(np.isnan(out).any((0, 2, 3)), [False, True, False, False])
+
+
+def test_derivatives_of_an_outer_by_jax():
+    arrays = Draw(SIZES[0], 0, "float64").outer()
+    inputs = symbols(arrays)
+    function = jaxified(list(inputs.values()), sparse_block_outer(**inputs))
+
+    def scattered(o, x, y, xIdx, yIdx, alpha):
+        products = alpha * jax.numpy.einsum("bvp,bwq->bvwpq", x, y)
+        return o.at[xIdx[:, :, None], yIdx[:, None, :]].add(products)
+
+    def hessian(f):
+        return jax.hessian(lambda *values: (f(*values) ** 3).sum(), (0, 1, 2, 5))
+
+    values = [jax.numpy.asarray(a) for a in arrays.values()]
+    actual = hessian(lambda *values: function(*values)[0])(*values)
+    assert_trees_close(actual, hessian(scattered)(*values))
+
+
+def test_weights_are_read_where_they_lie():
+    """The gradient in h has transposed weights; XLA makes no copy of them."""
+    arrays = Draw(SIZES[0], 0, "float64").dot()
+    inputs = symbols(arrays)
+    gradient = pt.grad(sparse_block_dot(**inputs).sum(), inputs["h"])
+    function = pytensor.function(
+        list(inputs.values()), gradient, mode="JAX", on_unused_input="ignore"
+    )
+    values = [jax.numpy.asarray(a) for a in arrays.values()]
+    text = jax.jit(function.vm.jit_fn).lower(*values).compile().as_text()
+    shape = ",".join(str(arrays["W"].shape[axis]) for axis in (1, 0, 3, 2))
+    assert any(isinstance(node.op, SparseBlockGemv) for node in function.maker.fgraph.apply_nodes)
+    assert f"f64[{shape}]" not in text
+
+
+ANOTHER_PROCESS = """
+import pickle, sys
+function, arrays = pickle.load(open(sys.argv[1], "rb"))
+print(function(*arrays)[0, 0, 0])
+"""
+
+
+def test_a_function_unpickled_in_a_fresh_process(tmp_path):
+    arrays = Draw(SIZES[0], 0, "float64").dot()
+    inputs = symbols(arrays)
+    function = pytensor.function(list(inputs.values()), sparse_block_dot(**inputs), mode="JAX")
+    path = tmp_path / "function.pickle"
+    path.write_bytes(pickle.dumps((function, list(arrays.values()))))
+    command = [sys.executable, "-c", ANOTHER_PROCESS, str(path)]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert float(run.stdout) == pytest.approx(float(function(*arrays.values())[0, 0, 0]))
+
+
+WITHOUT_X64 = """
+import numpy as np, pytensor.tensor as pt, pytensor
+from blocksparse_ops import sparse_block_dot
+W, h = pt.ftensor4(), pt.ftensor3()
+weights, ones = np.full((2, 2, 1, 1), 3, "float32"), np.ones((1, 1, 1), "float32")
+zeros = np.zeros((1, 1), "int64")
+cases = ("int32", 2**30), ("uint32", 2**32 - 1), ("int64", 2**31 - 1), ("int64", 2**32)
+for dtype, wrong in cases:
+    inputIdx, outputIdx = pt.tensor(dtype=dtype, shape=(None, None)), pt.lmatrix()
+    f = pytensor.function([W, h, inputIdx, outputIdx],
+                          sparse_block_dot(W, h, inputIdx, None, outputIdx), mode="JAX")
+    print(f(weights, ones, np.array([[wrong]], dtype), zeros)[0, 0, 0])
+"""
+
+
+def test_without_64_bits_a_larger_index_is_cut():
+    """JAX cuts it before the graph sees it: what the docs say cannot be helped. All else is NaN."""
+    run = subprocess.run(
+        [sys.executable, "-c", WITHOUT_X64],
+        env={**os.environ, "PYTENSOR_FLAGS": "floatX=float32"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout.split() == ["nan", "nan", "nan", "3.0"]

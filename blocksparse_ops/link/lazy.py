@@ -1,5 +1,6 @@
 """Registers a backend's dispatch when PyTensor compiles for it: importing us loads no backend."""
 
+import sys
 from importlib import import_module
 
 from pytensor.compile import optdb
@@ -10,9 +11,17 @@ from pytensor.graph.rewriting.basic import GraphRewriter
 BACKENDS = ("numba", "jax", "pytorch", "mlx")
 
 
+def dispatch_of(backend):
+    return f"blocksparse_ops.link.{backend}"
+
+
 def load_dispatch(backend):
     """Import the dispatch for a backend, which registers it."""
-    import_module(f"blocksparse_ops.link.{backend}")
+    import_module(dispatch_of(backend))
+
+
+def loaded_backends():
+    return [backend for backend in BACKENDS if dispatch_of(backend) in sys.modules]
 
 
 class LoadDispatch(GraphRewriter):

@@ -1,7 +1,5 @@
 """The ops in PyTorch: importing this registers them."""
 
-from collections.abc import Sequence
-
 import torch
 from pytensor.link.pytorch.dispatch import pytorch_funcify
 from torch import Tensor
@@ -44,8 +42,8 @@ CHECKS = []
 
 
 @custom_op("blocksparse_ops::check_block_index", mutates_args=())
-def check_block_index(index: Tensor, sizes: Sequence[int], check: int) -> Tensor:
-    CHECKS[check].check(index.numpy(force=True), *sizes)
+def check_block_index(index: Tensor, sizes: Tensor, check: int) -> Tensor:
+    CHECKS[check].check(index.numpy(force=True), *sizes.tolist())
     # PyTorch takes bytes for a mask, and no other small or unsigned integers as an index.
     return index.to(torch.int64, copy=True)
 
@@ -55,12 +53,22 @@ def _(index, sizes, check):
     return torch.empty_like(index, dtype=torch.int64)
 
 
+@check_block_index.register_vmap
+def _(info, axes, index, sizes, check):
+    index, sizes = (
+        torch.broadcast_to(x, (info.batch_size, *x.shape)) if axis is None else x.movedim(axis, 0)
+        for x, axis in ((index, axes[0]), (sizes, axes[1]))
+    )
+    checked = [check_block_index(*one, check) for one in zip(index, sizes, strict=True)]
+    return torch.stack(checked), 0
+
+
 @pytorch_funcify.register(CheckBlockIndex)
 def pytorch_funcify_CheckBlockIndex(op, **kwargs):
     CHECKS.append(op)
     number = len(CHECKS) - 1
 
     def checked(index, *sizes):
-        return check_block_index(index, [int(size) for size in sizes], number)
+        return check_block_index(index, torch.stack(list(map(torch.as_tensor, sizes))), number)
 
     return checked
