@@ -88,7 +88,7 @@ def test_vmap_over_weights_tells_a_wrong_index():
     arrays = Draw(SIZES[0], 0, "float64").gemv()
     inputs = symbols(arrays)
     function = torchified(list(inputs.values()), sparse_block_gemv(**inputs))
-    arrays["inputIdx"][1, 0] = SIZES[0].iBlocks
+    arrays["inputIdx"][0, 0] = SIZES[0].iBlocks
     o, W, *others = (torch.tensor(a) for a in arrays.values())
     with pytest.raises(IndexError, match="out of range"):
         torch.vmap(function, (None, 0, None, None, None))(o, torch.stack([W, W]), *others)

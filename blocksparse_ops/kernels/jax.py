@@ -26,6 +26,16 @@ def counted(index, blocks):
     return count_from_start(jnp, index, blocks, int)
 
 
+def sizes_of(inputIdx, outputIdx, blocks):
+    sizes = Sizes(*inputIdx.shape, outputIdx.shape[1], *blocks)
+    if sizes.triples >= jnp.iinfo(jnp.arange(0).dtype).max // 2:
+        raise OverflowError(
+            f"a block-sparse product of {sizes.triples} triples of (example, input, output): too "
+            "many for JAX to number; use a smaller batch, or switch jax_enable_x64 on"
+        )
+    return sizes
+
+
 def rows(values):
     """The rows of all windows one after the other, and one of zeros: for what is out of range."""
     return jnp.pad(fold(values), ((0, 1), (0, 0)))
@@ -44,11 +54,11 @@ def gemv_in_steps(o, W, h, inputIdx, outputIdx, *, transposed):
     lies. A result that an index out of range takes part in is NaN.
     """
     iBlocks, oBlocks = W.shape[1::-1] if transposed else W.shape[:2]
-    sizes = Sizes(*inputIdx.shape, outputIdx.shape[1], iBlocks, oBlocks)
+    sizes = sizes_of(inputIdx, outputIdx, (iBlocks, oBlocks))
     inputIdx, outputIdx = counted(inputIdx, iBlocks), counted(outputIdx, oBlocks)
     sums = fold(o)
     if sizes.triples and W.size:
-        form = choose_form(sizes, W.shape[2] * W.shape[3])
+        form = choose_form(sizes, *W.shape[2:])
         tiles = cut(jnp, inputIdx, outputIdx, sizes, form)
         left = rows(h)
 
@@ -66,10 +76,10 @@ def gemv_in_steps(o, W, h, inputIdx, outputIdx, *, transposed):
 
 def outer_in_steps(o, x, y, xIdx, yIdx):
     """o[xIdx[b, v], yIdx[b, w]] += outer(x[b, v], y[b, w]), without what is out of range."""
-    sizes = Sizes(*xIdx.shape, yIdx.shape[1], *o.shape[:2])
+    sizes = sizes_of(xIdx, yIdx, o.shape[:2])
     if not sizes.triples or not o.size:
         return o
-    form = choose_form(sizes, o.shape[2] * o.shape[3])
+    form = choose_form(sizes, *o.shape[2:])
     xIdx, yIdx = counted(xIdx, sizes.iBlocks), counted(yIdx, sizes.oBlocks)
     tiles = cut(jnp, xIdx, yIdx, sizes, form)
     left, right = rows(x), rows(y)

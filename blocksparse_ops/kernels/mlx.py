@@ -13,7 +13,7 @@ from blocksparse_ops.kernels.tiles import (
     unknown,
 )
 
-# Elements of the blocks that a step gathers: MLX has no loops, so each step is a part of the graph.
+# What a step holds, in numbers: MLX has no loops, so each step is a part of the graph.
 STEP_ELEMENTS = 1 << 20
 
 
@@ -42,7 +42,7 @@ def steps_of(inputIdx, outputIdx, blocks):
     sizes = Sizes(*inputIdx.shape, outputIdx.shape[1], *blocks.shape[:2])
     if not sizes.triples or not blocks.size:
         return []
-    form = choose_form(sizes, blocks.shape[2] * blocks.shape[3], STEP_ELEMENTS)
+    form = choose_form(sizes, *blocks.shape[2:], STEP_ELEMENTS)
     if not multiplies_matrices(blocks.dtype):
         form = Form(1, form.tiles)
     tiles = cut(mx, inputIdx, outputIdx, sizes, form)

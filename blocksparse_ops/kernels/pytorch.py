@@ -21,7 +21,7 @@ from blocksparse_ops.kernels.tiles import (
 )
 from blocksparse_ops.signature import GEMV, OUTER
 
-# Elements of the blocks that a step gathers: to begin a step takes longer than in compiled code.
+# What a step holds, in numbers: to begin a step takes longer than in compiled code.
 STEP_ELEMENTS = 1 << 18
 
 
@@ -40,7 +40,7 @@ def steps_of(signature, arguments, blocks):
     left, right = checked(signature, arguments)
     sizes = sizes_of(left, right, blocks)
     if sizes.triples and blocks.numel():
-        form = choose_form(sizes, blocks.shape[2] * blocks.shape[3], STEP_ELEMENTS)
+        form = choose_form(sizes, *blocks.shape[2:], STEP_ELEMENTS)
         tiles = cut(np, left, right, sizes, form)
         for number in range(tiles.steps):
             step = rows_of_step(np, tiles, number)

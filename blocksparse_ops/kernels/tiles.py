@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-# Elements of the blocks that a step gathers, unless one block has more: they stay in a cache.
+# What a step holds, in numbers, unless one tile needs more: it stays in a cache.
 STEP_ELEMENTS = 1 << 16
 
 # With fewer triples for each block, to sort them takes longer than to read each block anew: on two
@@ -84,13 +84,20 @@ def reuse_of(sizes):
     return sizes.triples // max(sizes.iBlocks * sizes.oBlocks, 1)
 
 
-def choose_form(sizes, block_elements, step_elements=STEP_ELEMENTS):
-    """How to cut a product of these sizes into tiles and steps."""
-    tiles = max(1, step_elements // max(block_elements, 1))
+def most_tiles(sizes, rows):
+    """The tiles that these sizes can have at the most, with those that are out of range."""
+    blocks = (sizes.iBlocks + 1) * (sizes.oBlocks + 1)
+    return sizes.triples // rows + min(sizes.triples, blocks) if rows > 1 else sizes.triples
+
+
+def choose_form(sizes, depth, columns, step_elements=STEP_ELEMENTS):
+    """How to cut a product with blocks of depth x columns into tiles and steps."""
     reuse = reuse_of(sizes)
-    if reuse < SORTED_REUSE:
-        return Form(1, min(tiles, max(sizes.triples, 1)))
-    return Form(min(max(1 << reuse.bit_length() - 1, LEAST_ROWS), MOST_ROWS), tiles)
+    rows = 1
+    if reuse >= SORTED_REUSE:
+        rows = min(max(1 << reuse.bit_length() - 1, LEAST_ROWS), MOST_ROWS)
+    held = depth * columns + rows * (depth + columns)
+    return Form(rows, max(1, min(step_elements // held, most_tiles(sizes, rows))))
 
 
 def dtype_name(values):
@@ -130,10 +137,9 @@ def cut(xp, inputIdx, outputIdx, sizes, form):
     block = block[order]
     within = xp.arange(sizes.triples) - xp.searchsorted(block, block)
     tile = xp.cumsum(within % form.rows == 0) - 1
-    blocks = (sizes.iBlocks + 1) * (sizes.oBlocks + 1)
-    most = sizes.triples // form.rows + min(sizes.triples, blocks)
     # Whole steps: those past the last tile are empty.
-    ends = xp.arange(-(-most // form.tiles) * form.tiles + 1)
+    most_steps = -(-most_tiles(sizes, form.rows) // form.tiles)
+    ends = xp.arange(most_steps * form.tiles + 1)
     starts = xp.searchsorted(tile, ends.astype(tile.dtype))
     return Tiles(sizes, form, left, right, order, starts, tile[-1] // form.tiles + 1)
 
