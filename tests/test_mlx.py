@@ -13,5 +13,4 @@ class TestMlx(Values):
     sizes = few_sizes
     layouts = FORWARD_LAYOUTS
     bits_are_the_same = False
-    writes_in_place = False
     narrowed: ClassVar = {"complex128": "complex64"}

@@ -22,7 +22,6 @@ class TestPyTorch(Values):
     sizes = few_sizes
     layouts = FORWARD_LAYOUTS
     bits_are_the_same = False
-    writes_in_place = False
 
 
 @pytest.mark.parametrize("sizes", [FEW_SIZES[3], FEW_SIZES[6]], ids=["as they stand", "sorted"])
