@@ -9,8 +9,8 @@ import numpy as np
 import pytensor
 import pytensor.tensor as pt
 import pytest
-from cases import FORWARD_LAYOUTS, Draw, Sizes, few_sizes, symbols
-from test_values import Values
+from cases import Draw, Sizes, symbols
+from test_values import LibraryValues
 
 from blocksparse_ops import sparse_block_dot, sparse_block_outer
 from blocksparse_ops.gemv import SparseBlockGemv
@@ -21,11 +21,8 @@ jax = pytest.importorskip("jax")
 SIZES = [Sizes(3, 4, 5, 6, 2, 3, 4), Sizes(1, 2, 3, 2, 3, 2, 3)]
 
 
-class TestJax(Values):
+class TestJax(LibraryValues):
     mode = "JAX"
-    sizes = few_sizes
-    layouts = FORWARD_LAYOUTS
-    bits_are_the_same = False
 
 
 def jaxified(inputs, outputs):

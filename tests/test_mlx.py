@@ -2,15 +2,12 @@
 
 from typing import ClassVar
 
-from cases import FORWARD_LAYOUTS, few_sizes, needs_library
-from test_values import Values
+from cases import needs_library
+from test_values import LibraryValues
 
 pytestmark = needs_library("MLX")
 
 
-class TestMlx(Values):
+class TestMlx(LibraryValues):
     mode = "MLX"
-    sizes = few_sizes
-    layouts = FORWARD_LAYOUTS
-    bits_are_the_same = False
     narrowed: ClassVar = {"complex128": "complex64"}

@@ -1,40 +1,44 @@
 """What PyTorch adds to the tests that all backends share: its own derivatives, and its compiler."""
 
+import subprocess
+import sys
+
 import numpy as np
 import oracle
 import pytensor
 import pytest
-from cases import FEW_SIZES, FORWARD_LAYOUTS, Draw, Sizes, few_sizes, symbols
+from cases import FEW_SIZES, Draw, Sizes, symbols
 from pytensor.compile.mode import get_mode
 from pytensor.graph import FunctionGraph
-from test_values import PROBLEMS, Values
+from test_values import PROBLEMS, LibraryValues
 
 from blocksparse_ops import sparse_block_dot, sparse_block_gemv, sparse_block_outer
 
 torch = pytest.importorskip("torch")
+from torch._dynamo.utils import counters  # noqa: E402
 
 # The triples as they stand, and sorted by block.
 SIZES = [Sizes(2, 3, 2, 3, 2, 2, 1), Sizes(1, 1, 2, 3, 2, 2, 2)]
 
 
-class TestPyTorch(Values):
+class TestPyTorch(LibraryValues):
     mode = "PYTORCH"
-    sizes = few_sizes
-    layouts = FORWARD_LAYOUTS
-    bits_are_the_same = False
 
 
 @pytest.mark.parametrize("sizes", [FEW_SIZES[3], FEW_SIZES[6]], ids=["as they stand", "sorted"])
 @pytest.mark.parametrize("problem", PROBLEMS)
-def test_compiled(problem, sizes):
+def test_compiled(problem, sizes, monkeypatch):
     """Through PyTorch's compiler, which for the first of these sizes gets a form of its own."""
     build, draw, enter, expect = PROBLEMS[problem]
     arrays = draw(Draw(sizes, 0, "float32")).values()
     inputs = list(symbols(dict(enumerate(enter(*arrays)))).values())
+    monkeypatch.delenv("TORCHDYNAMO_DISABLE")
     with torch._dynamo.config.patch(disable=False):
         torch.compiler.reset()
+        counters.clear()
         function = pytensor.function(inputs, build(*inputs), mode="PYTORCH")
         oracle.assert_within_bound(function(*enter(*arrays)), expect(*arrays))
+    assert counters["stats"]["unique_graphs"] > 0
 
 
 def torchified(inputs, output):
@@ -91,3 +95,35 @@ def test_vmap_over_weights_tells_a_wrong_index():
     o, W, *others = (torch.tensor(a) for a in arrays.values())
     with pytest.raises(IndexError, match="out of range"):
         torch.vmap(function, (None, 0, None, None, None))(o, torch.stack([W, W]), *others)
+
+
+HAND_MADE = """
+import numpy as np, pytensor
+import blocksparse_ops.link.pytorch
+from pytensor.compile.mode import Mode
+from pytensor.graph.rewriting.db import RewriteDatabaseQuery
+from pytensor.link.pytorch.linker import PytorchLinker
+from blocksparse_ops import sparse_block_gemv
+mode = Mode(PytorchLinker(), RewriteDatabaseQuery(include=["fast_compile"]))
+h = pytensor.tensor.tensor3()
+out = sparse_block_gemv(np.zeros((1, 1, 1)), np.ones((1, 1, 1, 1)), h, [[0]], [[0]])
+print(pytensor.function([h], out, mode=mode)(np.full((1, 1, 1), 3.0)).item())
+"""
+
+
+def test_a_mode_of_ones_own():
+    """It has no tag that could load the dispatch, so there is an import that does."""
+    command = [sys.executable, "-c", HAND_MADE]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert float(run.stdout) == 3
+
+
+def test_negative_strides_are_refused():
+    arrays = Draw(SIZES[0], 0, "float64").gemv()
+    inputs = symbols(arrays)
+    function = pytensor.function(
+        list(inputs.values()), sparse_block_gemv(*inputs.values()), mode="PYTORCH"
+    )
+    arrays["h"] = arrays["h"][..., ::-1]
+    with pytest.raises(ValueError, match="negative"):
+        function(*arrays.values())

@@ -9,7 +9,7 @@ import oracle
 import pytensor
 import pytensor.tensor as pt
 import pytest
-from cases import COMPILED_LAYOUTS, Draw, Sizes, needs_compiler, sizes
+from cases import COMPILED_LAYOUTS, FORWARD_LAYOUTS, Draw, Sizes, few_sizes, needs_compiler, sizes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -172,6 +172,19 @@ class Values:
         kept = first.copy()
         function(*problems[1].values())
         np.testing.assert_array_equal(first, kept)
+
+
+class LibraryValues(Values):
+    """For backends that are array libraries: one compilation a shape, and arrays of their own."""
+
+    sizes = few_sizes
+    layouts = FORWARD_LAYOUTS
+    bits_are_the_same = False
+
+    @pytest.mark.parametrize("dtype", ["bool", "float16"])
+    @pytest.mark.parametrize("problem", PROBLEMS)
+    def test_dtypes_that_numba_does_not_take(self, problem, dtype):
+        self.check_other_dtype(problem, dtype)
 
 
 class ValuesInPlace(Values):
