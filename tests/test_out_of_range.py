@@ -6,7 +6,7 @@ import numpy as np
 import pytensor
 import pytensor.tensor as pt
 import pytest
-from cases import ARRAY_MODES, Draw, Sizes, symbols
+from cases import ARRAY_MODES, Draw, Sizes, array_modes, symbols
 from test_errors import WRONG_INDICES
 
 from blocksparse_ops import sparse_block_dot
@@ -76,3 +76,11 @@ def test_a_wrong_index(mode, index_dtype, wrong, which, sizes):
     np.testing.assert_allclose(g_h[~wrong_inputs], right[2][~wrong_inputs])
     if which == 1:
         np.testing.assert_allclose(g_b, right[3])
+
+
+@pytest.mark.parametrize("mode", array_modes("JAX", "MLX"))
+def test_a_wrong_constant_is_told_when_the_graph_is_compiled(mode):
+    W, h = pt.tensor("W", shape=(2, 3, 4, 5)), pt.tensor("h", shape=(1, 1, 4))
+    out = sparse_block_dot(W, h, [[0]], None, [[3]])
+    with pytest.raises(IndexError, match=r"sparse_block_dot: outputIdx\[0, 0\] = 3"):
+        pytensor.function([W, h], out, mode=mode)

@@ -65,8 +65,9 @@ def _(info, axes, index, sizes, check):
 
 @pytorch_funcify.register(CheckBlockIndex)
 def pytorch_funcify_CheckBlockIndex(op, **kwargs):
-    CHECKS.append(op)
-    number = len(CHECKS) - 1
+    if op not in CHECKS:
+        CHECKS.append(op)
+    number = CHECKS.index(op)
 
     def checked(index, *sizes):
         return check_block_index(index, torch.stack(list(map(torch.as_tensor, sizes))), number)
