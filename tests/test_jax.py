@@ -12,7 +12,7 @@ import pytest
 from cases import Draw, Sizes, symbols
 from test_values import LibraryValues
 
-from blocksparse_ops import sparse_block_dot, sparse_block_outer
+from blocksparse_ops import sparse_block_dot, sparse_block_gemv, sparse_block_outer
 from blocksparse_ops.gemv import SparseBlockGemv
 
 jax = pytest.importorskip("jax")
@@ -183,3 +183,13 @@ def test_without_64_bits_a_larger_index_is_cut():
         check=True,
     )
     assert run.stdout.split() == ["nan", "nan", "nan", "3.0"]
+
+
+def test_dtypes_are_those_that_pytensor_declares():
+    """JAX gives float64 for PyTensor's sum of float32; the op has the dtype that it says."""
+    x = pt.tensor4("x", dtype="float32")
+    o = pt.zeros((1, 1, 2), "float32") + x.sum()
+    h = pt.ones((1, 1, 2), "float32") * x.sum()
+    out = sparse_block_gemv(o, x, h, [[0]], [[0]])
+    value = pytensor.function([x], out, mode="JAX")(np.ones((1, 1, 2, 2), "float32"))
+    assert (out.dtype, value.dtype) == ("float32", "float32")

@@ -1,6 +1,7 @@
 """The ops in JAX: importing this registers them."""
 
 from jax.core import Tracer
+from jax.dtypes import canonicalize_dtype
 from pytensor.graph.basic import Constant
 from pytensor.link.jax.dispatch import jax_funcify
 from pytensor.tensor.elemwise import DimShuffle
@@ -25,6 +26,12 @@ def is_known(size):
     return not isinstance(size, Tracer)
 
 
+def as_declared(node, *values):
+    """Values in the dtype of a node's result: PyTensor's other ops may give JAX wider ones."""
+    dtype = canonicalize_dtype(node.outputs[0].type.dtype)
+    return (value.astype(dtype) for value in values)
+
+
 @jax_funcify.register(SparseBlockGemv)
 def jax_funcify_SparseBlockGemv(op, node, **kwargs):
     check = op.signature.check_sizes
@@ -32,6 +39,7 @@ def jax_funcify_SparseBlockGemv(op, node, **kwargs):
 
     def sparse_block_gemv(o, W, h, inputIdx, outputIdx):
         check([x.shape for x in (o, W, h, inputIdx, outputIdx)])
+        o, W, h = as_declared(node, o, W, h)
         if transposed:  # XLA takes one transposition for the other, and reads W where it lies
             W = W.transpose(1, 0, 3, 2)
         return gemv(o, W, h, inputIdx, outputIdx, transposed)
@@ -45,7 +53,8 @@ def jax_funcify_SparseBlockOuter(op, node, **kwargs):
 
     def sparse_block_outer(o, x, y, xIdx, yIdx, alpha):
         check([*(x.shape for x in (o, x, y, xIdx, yIdx)), ()])
-        return outer(o, alpha * x, y, xIdx, yIdx)
+        o, x, y = as_declared(node, o, alpha * x, y)
+        return outer(o, x, y, xIdx, yIdx)
 
     return sparse_block_outer
 
