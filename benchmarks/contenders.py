@@ -5,21 +5,24 @@ from importlib.util import find_spec
 
 import ours
 
+# The modes with kernels of our own, which are held to the machine's limit.
 OURS = {"C": "CVM", "Numba": "NUMBA"}
 
-# What it needs, its file in peers/, its class there, and the arguments of that.
-PEERS = {
-    "gather": ("pytensor", "pytensor", "PyTensorGather", ["CVM"]),
-    "gather Numba": ("pytensor", "pytensor", "PyTensorGather", ["NUMBA"]),
-    "NumPy": ("numpy", "numpy", "NumPy", []),
-    "dense": ("numpy", "numpy", "Dense", []),
-    "BSR": ("scipy", "scipy", "BSR", []),
-    "Torch": ("torch", "torch", "Torch", []),
-    "Torch compiled": ("torch", "torch", "TorchCompiled", []),
-    "JAX": ("jax", "jax", "JAX", []),
-    "JAX map": ("jax", "jax", "JAXMap", []),
+# What it needs, its module, its class there, and the arguments of that.
+OTHERS = {
+    "ours JAX": ("jax", "ours", "OursJAX", []),
+    "ours PyTorch": ("torch", "ours", "OursPyTorch", []),
+    "gather": ("pytensor", "peers.pytensor", "PyTensorGather", ["CVM"]),
+    "gather Numba": ("pytensor", "peers.pytensor", "PyTensorGather", ["NUMBA"]),
+    "NumPy": ("numpy", "peers.numpy", "NumPy", []),
+    "dense": ("numpy", "peers.numpy", "Dense", []),
+    "BSR": ("scipy", "peers.scipy", "BSR", []),
+    "Torch": ("torch", "peers.torch", "Torch", []),
+    "Torch compiled": ("torch", "peers.torch", "TorchCompiled", []),
+    "JAX": ("jax", "peers.jax", "JAX", []),
+    "JAX map": ("jax", "peers.jax", "JAXMap", []),
 }
-NAMES = [*OURS, *PEERS]
+NAMES = [*OURS, *OTHERS]
 
 
 def choose(options):
@@ -27,7 +30,7 @@ def choose(options):
     chosen = options.contenders or NAMES
     if unknown := set(chosen) - set(NAMES):
         raise SystemExit(f"no contender {', '.join(unknown)}; there are {', '.join(NAMES)}")
-    absent = [n for n in chosen if n not in OURS and find_spec(PEERS[n][0]) is None]
+    absent = [n for n in chosen if n not in OURS and find_spec(OTHERS[n][0]) is None]
     options.contenders = [name for name in chosen if name not in absent]
     return absent
 
@@ -43,8 +46,8 @@ class Contender:
         if name in OURS:
             self.methods = ours.Ours(OURS[name])
         else:
-            _, file, kind, arguments = PEERS[name]
-            self.methods = getattr(import_module(f"peers.{file}"), kind)(*arguments)
+            _, module, kind, arguments = OTHERS[name]
+            self.methods = getattr(import_module(module), kind)(*arguments)
 
     def does(self, problem, quantity):
         only = getattr(self.methods, "only", None) or (problem.name,)

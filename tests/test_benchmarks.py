@@ -11,15 +11,23 @@ from cases import needs_compiler
 RUN = Path(__file__).parents[1] / "benchmarks" / "run.py"
 
 
+CONTENDERS = ["C", "NumPy", "ours JAX", "ours PyTorch"]
+QUANTITIES = ["forward", "training_step"]
+
+
 @needs_compiler
 def test_a_run(tmp_path):
     pytest.importorskip("threadpoolctl")
     pytest.importorskip("matplotlib")
-    chosen = "--studies cases --cases T --contenders C NumPy --quantities forward --rounds 1"
     output = tmp_path / "run.json"
-    command = [sys.executable, "-W", "ignore", str(RUN), *chosen.split(), "--output", str(output)]
+    options = ["--studies", "cases", "--cases", "T", "--rounds", "1"]
+    options += ["--contenders", *CONTENDERS, "--quantities", *QUANTITIES, "--output", str(output)]
+    command = [sys.executable, "-W", "ignore", str(RUN), *options]
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    (record,) = json.loads(output.read_text())["cases"]
-    assert {"C", "NumPy", "product", "read"} == set(record["times"])
+    results = json.loads(output.read_text())
+    installed = {name for name in CONTENDERS if name not in results["absent"]}
+    assert [record["quantity"] for record in results["cases"]] == QUANTITIES
+    for record in results["cases"]:
+        assert {*installed, "product", "read"} == set(record["times"])
     assert (tmp_path / "run_cases.svg").exists()

@@ -7,6 +7,7 @@ import threading
 from importlib import resources
 
 import numpy as np
+import oracle
 import pytensor
 import pytest
 from cases import Draw, Sizes, needs_compiler, symbols
@@ -98,3 +99,14 @@ def test_the_gil_is_released_while_kernels_run():
             seen = bool(storage[0, 0, 0] != 0 and storage[-1, 0, -1] == 0)
         thread.join()
     assert seen
+
+
+@needs_compiler
+def test_it_compiles_as_pymc_has_it():
+    """PyMC switches exceptions off in all C++ that PyTensor compiles."""
+    flags = f"{config.gcc__cxxflags} -fno-exceptions -fno-unwind-tables"
+    arrays = Draw(Sizes(3, 2, 5, 4, 2, 3, 4), 0, "float64").gemv()
+    inputs = list(symbols(arrays).values())
+    with config.change_flags(gcc__cxxflags=flags):
+        function = pytensor.function(inputs, sparse_block_gemv(*inputs), mode="CVM")
+    oracle.assert_within_bound(function(*arrays.values()), oracle.gemv(*arrays.values()))

@@ -67,7 +67,7 @@ def test_grad_equals_pytensors(sizes):
 TRANSFORMATIONS = {
     "jit of grad": lambda f: jax.jit(jax.grad(lambda *x: (f(*x) ** 3).sum(), FLOATS)),
     "jacfwd": lambda f: jax.jacfwd(f, FLOATS),
-    "hessian": lambda f: jax.hessian(lambda *x: (f(*x) ** 3).sum(), FLOATS),
+    "hessian": lambda f: jax.jit(jax.hessian(lambda *x: (f(*x) ** 3).sum(), FLOATS)),
 }
 
 
@@ -80,7 +80,7 @@ def test_derivatives_by_jax(sizes, name):
     assert_trees_close(transform(function)(*values), transform(gather_dot)(*values))
 
 
-@pytest.mark.parametrize("mapped", [(0,), (1,), (2,), (0, 2), (1, 4), (0, 1, 2, 3, 4)])
+@pytest.mark.parametrize("mapped", [(0,), (1, 4), (0, 1, 2, 3, 4)])
 @pytest.mark.parametrize(
     "transform", [lambda f: f, TRANSFORMATIONS["jit of grad"]], ids=["", "grad"]
 )
@@ -142,12 +142,14 @@ def test_weights_are_read_where_they_lie():
 
 ANOTHER_PROCESS = """
 import pickle, sys
+import blocksparse_ops.link.jax
 function, arrays = pickle.load(open(sys.argv[1], "rb"))
 print(function(*arrays)[0, 0, 0])
 """
 
 
 def test_a_function_unpickled_in_a_fresh_process(tmp_path):
+    """It is linked without being rewritten, so it takes the import that the docs name."""
     arrays = Draw(SIZES[0], 0, "float64").dot()
     inputs = symbols(arrays)
     function = pytensor.function(list(inputs.values()), sparse_block_dot(**inputs), mode="JAX")

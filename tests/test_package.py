@@ -1,5 +1,7 @@
 """What is installed, and what importing it costs."""
 
+import importlib
+import pickle
 import subprocess
 import sys
 from importlib import metadata, resources
@@ -7,6 +9,8 @@ from importlib import metadata, resources
 import pytest
 
 import blocksparse_ops
+
+BACKENDS_LOADED = "print({'numba', 'jax', 'torch', 'mlx'} & set(sys.modules))"
 
 
 def test_version_stands_in_one_place():
@@ -26,9 +30,20 @@ def test_rewrites_are_a_part_of_the_package():
 
 @pytest.mark.parametrize("module", ["blocksparse_ops", "blocksparse_ops.rewrites"])
 def test_importing_loads_no_backend(module):
-    code = f"import sys, {module}; print({{'numba', 'jax', 'torch', 'mlx'}} & set(sys.modules))"
+    code = f"import sys, {module}; {BACKENDS_LOADED}"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("backend", ["jax", "pytorch", "mlx"])
+def test_an_unpickled_op_loads_no_library(backend):
+    """PyTensor's cache of compiled C unpickles what another process has pickled."""
+    pytest.importorskip({"pytorch": "torch"}.get(backend, backend))
+    importlib.import_module(f"blocksparse_ops.link.{backend}")
+    op = pickle.dumps(blocksparse_ops.sparse_block_gemv)
+    code = f"import sys, pickle; pickle.loads({op!r}); {BACKENDS_LOADED}"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"jax", "torch", "mlx"} & set(eval(run.stdout))
 
 
 def test_importing_twice_is_harmless():

@@ -1,17 +1,21 @@
 """A PyMC model with block-sparse coefficients, sampled in JAX."""
 
 import numpy as np
+import pytensor
 import pytest
 from cases import Draw, Sizes
 
 from blocksparse_ops import reference, sparse_block_dot
 
+# PyMC changes how PyTensor compiles C, for the tests of other files too.
+FLAGS = pytensor.config.gcc__cxxflags
 pymc = pytest.importorskip("pymc")
+pytensor.config.gcc__cxxflags = FLAGS
 pytest.importorskip("numpyro")
 
 # An observation is a pair of values, each the sum of two blocks' share.
 SIZES = Sizes(iBlocks=2, oBlocks=3, iSize=2, oSize=2, iWin=2, oWin=1, batch=80)
-NOISE = 0.2
+NOISE = 0.1
 
 
 # Vectorized, JAX maps the ops over the chains.
@@ -29,8 +33,8 @@ def test_the_posterior_recovers_the_parameters(chain_method, chains):
             nuts_sampler="numpyro",
             nuts={"chain_method": chain_method},
             chains=chains,
-            tune=150,
-            draws=150,
+            tune=100,
+            draws=100,
             random_seed=0,
             progressbar=False,
             compute_convergence_checks=False,
@@ -39,4 +43,4 @@ def test_the_posterior_recovers_the_parameters(chain_method, chains):
         draws = sampled.posterior[name].to_numpy()
         error = np.abs(draws.mean((0, 1)) - truth)
         assert (error < 4 * draws.std((0, 1))).all()
-        assert (error < NOISE / 2).all()
+        assert (error < 0.1).all()

@@ -20,8 +20,8 @@ def load_dispatch(backend):
     import_module(dispatch_of(backend))
 
 
-def loaded_backends():
-    return [backend for backend in BACKENDS if dispatch_of(backend) in sys.modules]
+def is_loaded(backend):
+    return dispatch_of(backend) in sys.modules
 
 
 class LoadDispatch(GraphRewriter):

@@ -54,6 +54,7 @@ template <class Work>
 Fault without_gil(const Work& work) {
     Fault fault;
     Py_BEGIN_ALLOW_THREADS
+#ifdef __cpp_exceptions
     try {
         fault = work();
     } catch (const std::bad_alloc&) {
@@ -61,6 +62,9 @@ Fault without_gil(const Work& work) {
     } catch (const std::length_error&) {
         fault.kind = memory_fault;
     }
+#else  // PyMC switches them off: where there is no memory for the scratch space, the process ends.
+    fault = work();
+#endif
     Py_END_ALLOW_THREADS
     return fault;
 }
