@@ -117,13 +117,13 @@ class OursJAX(Ours):
     def compiled(self, *args):
         """A function that takes arrays of JAX, and waits for its results."""
         from jax import block_until_ready
-        from jax.numpy import array
+        from jax.numpy import asarray
 
         f = super().compiled(*args)
         f.trust_input = True
         storages = [variable.container.storage for variable in f.get_shared()]
         for storage in storages:
-            storage[0] = array(storage[0])
+            storage[0] = asarray(storage[0])
         return lambda *arrays: block_until_ready((f(*arrays), storages))[0]
 
     def call(self, op, inputs, arrays, result=None, updates=None):

@@ -2,6 +2,8 @@ import os
 
 # Its compiler takes PyTorch seconds for each shape: test_pytorch.py turns it on for some.
 os.environ["TORCHDYNAMO_DISABLE"] = "1"
+# Of JAX most of the time is XLA's, on loops that run once.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import pytensor
 import pytest

@@ -12,7 +12,7 @@ RUN = Path(__file__).parents[1] / "benchmarks" / "run.py"
 
 
 CONTENDERS = ["C", "NumPy", "ours JAX", "ours PyTorch"]
-QUANTITIES = ["forward", "training_step"]
+QUANTITIES = ["forward"]
 
 
 @needs_compiler
