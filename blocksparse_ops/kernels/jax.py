@@ -13,13 +13,18 @@ from jax.interpreters import ad, batching, mlir
 
 from blocksparse_ops.kernels.mapped import fold, map_gemv, map_outer
 from blocksparse_ops.kernels.tiles import (
+    SORTED_REUSE,
     Sizes,
     choose_form,
     count_from_start,
     cut,
+    reuse_of,
     rows_of_step,
     unknown,
 )
+
+# What a step over windows holds, in numbers, unless one block is larger.
+WINDOW_ELEMENTS = 1 << 17
 
 
 def counted(index, blocks):
@@ -43,8 +48,60 @@ def rows(values):
 
 def add_at(values, places, terms):
     """values[places] += terms, with repeated places; what lies outside is left out."""
-    places = values.at[places]
+    places, terms = values.at[places], terms.astype(values.dtype)
     return (places.max if values.dtype == jnp.bool_ else places.add)(terms, mode="drop")
+
+
+def gather(W, i, j, transposed):
+    return W.at[(j, i) if transposed else (i, j)].get(mode="clip")
+
+
+def add_by_block(sums, W, h, inputIdx, outputIdx, sizes, transposed):
+    """Add the products to the rows of all outputs, tile by tile of one block each."""
+    tiles = cut(jnp, inputIdx, outputIdx, sizes, choose_form(sizes, *W.shape[2:]))
+    left = rows(h)
+    product = "krq,kpq->krp" if transposed else "krp,kpq->krq"
+
+    def add_step(number, sums):
+        step = rows_of_step(jnp, tiles, number)
+        blocks = gather(W, step.i, step.j, transposed)
+        return add_at(sums, step.right, jnp.einsum(product, left[step.left], blocks))
+
+    return jax.lax.fori_loop(0, tiles.steps, add_step, sums)
+
+
+def parts_of(inputs, block):
+    """Into how many equal parts to cut the blocks of one output for a step to hold a part."""
+    parts = (n for n in range(1, inputs) if inputs % n == 0)
+    return next((n for n in parts if inputs // n * block <= WINDOW_ELEMENTS), inputs)
+
+
+def add_by_window(sums, W, h, inputIdx, outputIdx, sizes, transposed):
+    """Add the products to the rows of all outputs, a few outputs with their whole windows a step.
+
+    Where blocks are read once or twice, sorting them does not pay; the blocks of one output, one
+    below the other, are a matrix.
+    """
+    block = W.shape[2] * W.shape[3]
+    parts = parts_of(sizes.inputs, block)
+    x = h.reshape(sizes.batch * parts, sizes.inputs // parts, -1)
+    i, j = inputIdx.reshape(x.shape[:2]), outputIdx.reshape(-1, 1)
+    total = sizes.batch * parts * sizes.outputs
+    held = min(max(WINDOW_ELEMENTS // (x.shape[1] * block), 1), total)
+
+    def add_step(number, sums):
+        term = number * held + jnp.arange(held)
+        part, output = jnp.divmod(jnp.minimum(term, total - 1), sizes.outputs)
+        place = part // parts * sizes.outputs + output
+        blocks = gather(W, i[part], j[place], transposed)
+        if transposed:
+            products = jnp.einsum("kvq,kvpq->kvp", x[part], blocks).sum(1)
+        else:
+            blocks = blocks.reshape(held, -1, blocks.shape[-1])
+            products = (x[part].reshape(held, 1, -1) @ blocks)[:, 0]
+        return add_at(sums, jnp.where(term < total, place, len(sums)), products)
+
+    return jax.lax.fori_loop(0, -(-total // held), add_step, sums)
 
 
 def gemv_in_steps(o, W, h, inputIdx, outputIdx, *, transposed):
@@ -58,18 +115,8 @@ def gemv_in_steps(o, W, h, inputIdx, outputIdx, *, transposed):
     inputIdx, outputIdx = counted(inputIdx, iBlocks), counted(outputIdx, oBlocks)
     sums = fold(o)
     if sizes.triples and W.size:
-        form = choose_form(sizes, *W.shape[2:])
-        tiles = cut(jnp, inputIdx, outputIdx, sizes, form)
-        left = rows(h)
-
-        def add_step(number, sums):
-            step = rows_of_step(jnp, tiles, number)
-            block = (step.j, step.i) if transposed else (step.i, step.j)
-            blocks = W.at[block].get(mode="clip")
-            product = "krq,kpq->krp" if transposed else "krp,kpq->krq"
-            return add_at(sums, step.right, jnp.einsum(product, left[step.left], blocks))
-
-        sums = jax.lax.fori_loop(0, tiles.steps, add_step, sums)
+        add = add_by_block if reuse_of(sizes) >= SORTED_REUSE else add_by_window
+        sums = add(sums, W, h, inputIdx, outputIdx, sizes, transposed)
     wrong = (inputIdx == iBlocks).any(1, keepdims=True) | (outputIdx == oBlocks)
     return jnp.where(wrong[:, :, None], unknown(o), sums.reshape(o.shape)).astype(o.dtype)
 
