@@ -79,8 +79,8 @@ def parts_of(inputs, block):
 def add_by_window(sums, W, h, inputIdx, outputIdx, sizes, transposed):
     """Add the products to the rows of all outputs, a few outputs with their whole windows a step.
 
-    Where blocks are read once or twice, sorting them does not pay; the blocks of one output, one
-    below the other, are a matrix.
+    Where blocks are read once or twice, sorting them does not pay; the blocks of one output are a
+    matrix by which all its inputs, taken as one row, are multiplied.
     """
     block = W.shape[2] * W.shape[3]
     parts = parts_of(sizes.inputs, block)
@@ -97,8 +97,9 @@ def add_by_window(sums, W, h, inputIdx, outputIdx, sizes, transposed):
         if transposed:
             products = jnp.einsum("kvq,kvpq->kvp", x[part], blocks).sum(1)
         else:
-            blocks = blocks.reshape(held, -1, blocks.shape[-1])
-            products = (x[part].reshape(held, 1, -1) @ blocks)[:, 0]
+            # Row by row of all blocks: read side by side, they wait for memory together.
+            blocks = blocks.swapaxes(1, 2).reshape(held, -1, blocks.shape[-1])
+            products = (x[part].mT.reshape(held, 1, -1) @ blocks)[:, 0]
         return add_at(sums, jnp.where(term < total, place, len(sums)), products)
 
     return jax.lax.fori_loop(0, -(-total // held), add_step, sums)
