@@ -1,0 +1,247 @@
+"""What two index arrays ask for: how often each block is used, what that costs, how it looks.
+
+Nothing here is needed to compute: it answers whether block sparsity pays.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from blocksparse_ops import reference
+from blocksparse_ops.arguments import as_argument
+from blocksparse_ops.kernels.tiles import SORTED_REUSE, Sizes, choose_form, reuse_of
+from blocksparse_ops.signature import DOT_WITHOUT_BIAS
+
+FIGURES = {
+    "examples": "{:,}",
+    "blocks_in_use": "{:,}",
+    "reuse": "{:.2f}",
+    "multiply_adds": "{:,}",
+    "share_of_dense": "{:.2%}",
+    "bytes_read": "{:,}",
+    "bytes_gathered": "{:,}",
+    "kernel_path": "{}",
+    "library_path": "{}",
+}
+
+
+@dataclass(frozen=True)
+class PatternCosts:
+    """What one forward product takes; printed, a line a figure.
+
+    Attributes
+    ----------
+    examples : int
+        The batch.
+    blocks_in_use : int
+        Different blocks of the weights that some example uses.
+    reuse : float
+        How many triples (example, input, output) there are for each block in use. A block is read
+        once for all of them, so below about two the product is bound by memory.
+    multiply_adds : int
+    share_of_dense : float
+        Of the multiply-adds of ``x @ W`` with all blocks as one matrix.
+    bytes_read : int
+        What must be read at least once: the blocks in use and the windows' values.
+    bytes_gathered : int
+        What a copy of the blocks for each example would take. No backend makes it.
+    kernel_path : str
+        What the C++ and Numba kernels do: "one pattern" if all examples use the same blocks, which
+        then need no sorting, else "block by block".
+    library_path : str
+        What JAX, PyTorch and MLX do: "as it stands", or, from four triples a block on, "in tiles of
+        n rows", sorted by block.
+    """
+
+    examples: int
+    blocks_in_use: int
+    reuse: float
+    multiply_adds: int
+    share_of_dense: float
+    bytes_read: int
+    bytes_gathered: int
+    kernel_path: str
+    library_path: str
+
+    def __str__(self):
+        return "\n".join(
+            f"{name.replace('_', ' '):<15} {form.format(getattr(self, name))}"
+            for name, form in FIGURES.items()
+        )
+
+
+def pattern_costs(W_shape, inputIdx, outputIdx, dtype="float64"):
+    """``multiply_adds = batch * iWin * oWin * iSize * oSize``, and what else a product costs.
+
+    Parameters
+    ----------
+    W_shape : (iBlocks, oBlocks, iSize, oSize)
+        The shape of the weights, of which no values are needed.
+    inputIdx : (batch, iWin), or (iWin,)
+        Which input blocks each example uses.
+    outputIdx : (batch, oWin), or (oWin,)
+        Which output blocks each example computes.
+    dtype : data-type, optional
+        Of the weights and the values.
+
+    Returns
+    -------
+    PatternCosts
+
+    Raises
+    ------
+    TypeError, ValueError, IndexError
+        As `sparse_block_dot` does.
+
+    Examples
+    --------
+    Three examples of two input blocks and one output block each. The last two use the same blocks.
+
+    >>> from blocksparse_ops.pattern import pattern_costs
+    >>> shape, inputIdx, outputIdx = (3, 100, 4, 5), [[0, 1], [0, 2], [0, 2]], [[7], [99], [99]]
+    >>> costs = pattern_costs(shape, inputIdx, outputIdx, "float32")
+    >>> print(costs)
+    examples        3
+    blocks in use   4
+    reuse           1.50
+    multiply adds   120
+    share of dense  0.67%
+    bytes read      416
+    bytes gathered  480
+    kernel path     block by block
+    library path    as it stands
+    """
+    inputIdx, outputIdx = counted_pattern(W_shape, inputIdx, outputIdx)
+    iBlocks, oBlocks, *block = W_shape
+    sizes = Sizes(*inputIdx.shape, outputIdx.shape[1], iBlocks, oBlocks)
+    products, item = int(np.prod(block)), np.dtype(dtype).itemsize
+    used = len(used_pairs(inputIdx, outputIdx, oBlocks)[0])
+    dense = sizes.batch * iBlocks * oBlocks
+    return PatternCosts(
+        examples=sizes.batch,
+        blocks_in_use=used,
+        reuse=sizes.triples / max(used, 1),
+        multiply_adds=sizes.triples * products,
+        share_of_dense=sizes.triples / max(dense, 1),
+        bytes_read=(used * products + inputIdx.size * block[0]) * item,
+        bytes_gathered=sizes.triples * products * item,
+        kernel_path="one pattern" if is_one(inputIdx) and is_one(outputIdx) else "block by block",
+        library_path=library_path(sizes, block),
+    )
+
+
+def draw_pattern(inputIdx, outputIdx, blocks, ax=None):
+    """A picture of `block_counts`: ``count[i, j]`` at row i and column j, white where it is 0.
+
+    Parameters
+    ----------
+    inputIdx : (batch, iWin), or (iWin,)
+        Which input blocks each example uses: rows of the picture.
+    outputIdx : (batch, oWin), or (oWin,)
+        Which output blocks each example computes: columns of the picture.
+    blocks : (iBlocks, oBlocks)
+        How many there are.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; a new figure's by default.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Raises
+    ------
+    TypeError, ValueError, IndexError
+        As `sparse_block_dot` does.
+    ImportError
+        Without matplotlib, which ``pip install 'blocksparse_ops[plot]'`` brings.
+
+    Examples
+    --------
+    >>> from blocksparse_ops.pattern import draw_pattern
+    >>> ax = draw_pattern([[0, 1], [0, 2], [0, 2]], [[7], [9], [9]], (3, 10))
+    >>> ax.get_title()
+    '4 of 30 blocks in use, 1.5 times each'
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            "draw_pattern draws with matplotlib, which is not installed: "
+            "pip install 'blocksparse_ops[plot]'"
+        ) from error
+    count = block_counts(inputIdx, outputIdx, blocks)
+    used = np.count_nonzero(count)
+    times = count.sum() / max(used, 1)
+    ax = ax if ax is not None else Figure(layout="constrained").add_subplot()
+    image = ax.imshow(
+        np.ma.masked_equal(count, 0), aspect="auto", interpolation="nearest", vmin=0, cmap="viridis"
+    )
+    ax.figure.colorbar(image, ax=ax, label="times used", format="{x:g}")
+    ax.set(
+        xlabel="output block",
+        ylabel="input block",
+        title=f"{used:,} of {count.size:,} blocks in use, {times:.3g} times each",
+    )
+    return ax
+
+
+def block_counts(inputIdx, outputIdx, blocks):
+    """``count[i, j] = how many (n, v, w) have inputIdx[n, v] == i and outputIdx[n, w] == j``
+
+    Parameters
+    ----------
+    inputIdx : (batch, iWin), or (iWin,)
+    outputIdx : (batch, oWin), or (oWin,)
+    blocks : (iBlocks, oBlocks)
+
+    Returns
+    -------
+    (iBlocks, oBlocks) of int64
+
+    Raises
+    ------
+    TypeError, ValueError, IndexError
+        As `sparse_block_dot` does.
+
+    Examples
+    --------
+    >>> from blocksparse_ops.pattern import block_counts
+    >>> block_counts([[0, 1], [0, -1]], [[0], [1]], (3, 2))
+    array([[1, 1],
+           [1, 0],
+           [0, 1]])
+    """
+    iBlocks, oBlocks = blocks
+    inputIdx, outputIdx = counted_pattern((iBlocks, oBlocks, 1, 1), inputIdx, outputIdx)
+    count = np.zeros((iBlocks, oBlocks), "int64")
+    pairs, times = used_pairs(inputIdx, outputIdx, oBlocks)
+    count.flat[pairs] = times
+    return count
+
+
+def counted_pattern(W_shape, inputIdx, outputIdx):
+    """The indices, example by example and counted from the start, if `sparse_block_dot` may run."""
+    inputIdx, outputIdx = np.atleast_2d(inputIdx), np.atleast_2d(outputIdx)
+    W = np.broadcast_to(0, W_shape)
+    h = np.broadcast_to(0, (*inputIdx.shape[:2], *W_shape[2:3]))
+    values = {"W": W, "h": h, "inputIdx": inputIdx, "outputIdx": outputIdx}
+    for name, value in values.items():
+        as_argument(DOT_WITHOUT_BIAS, name, value)
+    return reference.check(DOT_WITHOUT_BIAS, list(values.values()))
+
+
+def used_pairs(inputIdx, outputIdx, oBlocks):
+    """The blocks in use, numbered row by row, and how often each is."""
+    pairs = inputIdx[:, :, None] * oBlocks + outputIdx[:, None, :]
+    return np.unique(pairs, return_counts=True)
+
+
+def is_one(index):
+    """Whether all examples have the same window."""
+    return bool((index == index[:1]).all())
+
+
+def library_path(sizes, block):
+    if reuse_of(sizes) < SORTED_REUSE:
+        return "as it stands"
+    return f"in tiles of {choose_form(sizes, *block).rows} rows"
