@@ -73,7 +73,7 @@ def test_the_path_follows_the_reuse(batch, path):
     ],
 )
 def test_bad_indices_are_the_errors_of_the_product(function, inputIdx, outputIdx, error):
-    with pytest.raises(error, match="sparse_block_dot: .*Idx"):
+    with pytest.raises(error, match=r"sparse_block_dot: .*Idx"):
         function(inputIdx, outputIdx, (3, 2))
 
 
