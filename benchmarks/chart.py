@@ -27,10 +27,13 @@ STYLES = {
     "Torch compiled": ("#D55E00", "<"),
     "JAX": ("#56B4E9", "h"),
     "JAX map": ("#56B4E9", ">"),
+    "ours JAX": ("#56B4E9", "D"),
+    "ours PyTorch": ("#D55E00", "D"),
 }
 LABELS = {"gather": "PyTensor gather", "gather Numba": "PyTensor gather, Numba", "BSR": "SciPy BSR"}
 OURS = ("C", "Numba")
 SIZE, OUR_SIZE = 7, 10
+COLUMNS = 2  # of panels: as wide as a page
 
 
 def times_label(value, _):
@@ -60,7 +63,7 @@ def legend(figure, names, limit_style):
         if name in names
     ]
     handles.append(Line2D([], [], label="the machine's limit", **limit_style))
-    figure.legend(handles=handles, loc="outside upper center", ncols=6, frameon=False)
+    figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False)
 
 
 def quantities(records):
@@ -72,16 +75,19 @@ def draw_cases(records):
     labels = list(dict.fromkeys((r["case"], r["dtype"]) for r in records))
     panels = quantities(records)
     limit_style = {"color": "black", "linewidth": 1.5}
+    rows = -(-len(panels) // COLUMNS)
     figure, axes = plt.subplots(
-        1,
-        len(panels),
-        figsize=(2 + 2.8 * len(panels), 1.6 + 0.45 * len(labels)),
+        rows,
+        COLUMNS,
+        figsize=(8.5, 1.6 + rows * (0.6 + 0.35 * len(labels))),
         sharex=True,
         sharey=True,
         squeeze=False,
         layout="constrained",
     )
-    for axis, quantity in zip(axes[0], panels, strict=True):
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
+    for axis, quantity in zip(axes.flat, panels, strict=False):
         for record in [r for r in records if r["quantity"] == quantity]:
             row = labels.index((record["case"], record["dtype"]))
             for name in [n for n in STYLES if n in record["times"]]:
@@ -90,6 +96,7 @@ def draw_cases(records):
         axis.set(title=quantity.replace("_", " "), xscale="log")
         axis.axvline(1, **limit_style)
         axis.xaxis.set_major_formatter(FuncFormatter(times_label))
+        axis.tick_params(labelbottom=True)
         axis.grid(axis="both", color="0.9")
         axis.spines[["top", "right", "left"]].set_visible(False)
     axes[0, 0].set_yticks(

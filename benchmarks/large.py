@@ -2,11 +2,10 @@
 
 from dataclasses import replace
 
-import cases
 import numpy as np
 from contenders import OURS
 from ours import Ours
-from problems import Problem
+from problems import Problem, cases
 from timing import ratio, rounds_of, summary
 
 SMALL = cases.Sizes(64, 64, 8, 8, 4, 4, 8)
