@@ -9,7 +9,7 @@ from blocksparse_ops.dot import sparse_block_dot
 from blocksparse_ops.gemv import SparseBlockGemv, sparse_block_gemv, sparse_block_gemv_inplace
 from blocksparse_ops.outer import SparseBlockOuter, sparse_block_outer, sparse_block_outer_inplace
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 __all__ = [
     "SparseBlockGemv",

@@ -5,6 +5,8 @@ import pickle
 import subprocess
 import sys
 from importlib import metadata, resources
+from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -15,6 +17,18 @@ BACKENDS_LOADED = "print({'numba', 'jax', 'torch', 'mlx'} & set(sys.modules))"
 
 def test_version_stands_in_one_place():
     assert metadata.version("blocksparse_ops") == blocksparse_ops.__version__
+
+
+def test_badges_tell_what_is_required():
+    readme = Path(__file__).parents[1] / "README.md"
+    shown = unquote(readme.read_text()).replace("_", " ").replace("--", "-")
+    about = metadata.metadata("blocksparse_ops")
+    license = about.get("License-Expression") or about["License"]
+    (pytensor,) = (r for r in about.get_all("Requires-Dist") if r.startswith("pytensor"))
+    assert f"Python-≥ {about['Requires-Python'].removeprefix('>=')}-blue" in shown
+    assert f"License-{license}-blue" in shown
+    assert {"<4", ">=3.0.7"} == set(pytensor.removeprefix("pytensor").split(","))
+    assert "PyTensor-≥ 3.0.7, < 4-blue" in shown
 
 
 @pytest.mark.parametrize(
