@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import numpy as np
+import oracle
 import pytensor
 import pytensor.tensor as pt
 import pytest
@@ -16,6 +17,7 @@ from blocksparse_ops import sparse_block_dot, sparse_block_gemv, sparse_block_ou
 from blocksparse_ops.gemv import SparseBlockGemv
 
 jax = pytest.importorskip("jax")
+kernels = pytest.importorskip("blocksparse_ops.kernels.jax")
 
 # The triples as they stand, and sorted by block.
 SIZES = [Sizes(3, 4, 5, 6, 2, 3, 4), Sizes(1, 2, 3, 2, 3, 2, 3)]
@@ -123,6 +125,19 @@ def test_derivatives_of_an_outer_by_jax():
     values = [jax.numpy.asarray(a) for a in arrays.values()]
     actual = hessian(lambda *values: function(*values)[0])(*values)
     assert_trees_close(actual, hessian(scattered)(*values))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("elements", [1, 60, 200, 1000])
+@pytest.mark.parametrize("inputs", [5, 6])
+def test_windows_that_a_step_does_not_hold(monkeypatch, elements, inputs, transposed):
+    """They are cut where their inputs divide; the last step may have fewer than the others."""
+    monkeypatch.setattr(kernels, "WINDOW_ELEMENTS", elements)
+    arrays = Draw(Sizes(4, 5, 5, 6, inputs, 3, 3), 0, "float64", integers=True).gemv()
+    o, W, *others = map(jax.numpy.asarray, arrays.values())
+    W = W.transpose(1, 0, 3, 2) if transposed else W
+    result = kernels.gemv_in_steps(o, W, *others, transposed=transposed)
+    np.testing.assert_array_equal(result, oracle.gemv(*arrays.values())[0])
 
 
 def test_weights_are_read_where_they_lie():
