@@ -1,9 +1,9 @@
 """The examples, each run in small."""
 
-import importlib.util
 import math
 import signal
 import sysconfig
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +14,29 @@ import pytest
 SMALL = ["--mode", "FAST_COMPILE", "--files", "12", "--steps", "20"]
 
 
+@pytest.fixture(autouse=True)
+def examples_found(monkeypatch):
+    """Have the examples import one another, as they do where Python runs one of them."""
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "examples")
+
+
 @pytest.fixture
-def example():
-    path = Path(__file__).parent.parent / "examples" / "stdlib_language_model.py"
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.BATCH, module.HELD_OUT_TOKENS, module.HIDDEN = 64, 512, 16
+def corpus():
+    return import_module("stdlib_corpus")
+
+
+@pytest.fixture
+def softmax(monkeypatch):
+    module = import_module("class_factored_softmax")
+    monkeypatch.setattr(module, "HIDDEN", 16)
+    return module
+
+
+@pytest.fixture
+def example(softmax, monkeypatch):
+    module = import_module("stdlib_language_model")
+    monkeypatch.setattr(module, "BATCH", 64)
+    monkeypatch.setattr(module, "HELD_OUT_TOKENS", 512)
     return module
 
 
@@ -46,12 +62,12 @@ def test_language_model_learns(example, plot, capsys, layer):
 
 
 @pytest.mark.parametrize("dense", [False, True], ids=["classes", "dense"])
-def test_language_model_gives_a_distribution(example, dense):
+def test_language_model_gives_a_distribution(softmax, dense):
     counts = np.array([50, 20, 9, 9, 5, 4, 3, 2, 1, 1])
     rng = np.random.default_rng(0)
-    model = example.build_model(counts, dense, "FAST_COMPILE", rng)
+    model = softmax.build_model(counts, dense, "FAST_COMPILE", rng)
     for _ in range(10):
-        contexts, tokens = rng.integers(10, size=(64, example.CONTEXT)), rng.integers(10, size=64)
+        contexts, tokens = rng.integers(10, size=(64, softmax.CONTEXT)), rng.integers(10, size=64)
         model.step(contexts, tokens, np.float32(1))
     log_p = [float(model.log_p(contexts[:1], np.array([token]))) for token in range(10)]
     assert np.exp(log_p).sum() == pytest.approx(1, rel=1e-5)
@@ -107,9 +123,9 @@ def test_language_model_stops_on_an_interrupt_of_the_compilation(example, monkey
     assert "Stopped before training began" in capsys.readouterr().out
 
 
-def test_language_model_splits_by_file_and_seed(example):
+def test_language_model_splits_by_file_and_seed(corpus):
     def load(seed):
-        return example.load_corpus(12, np.random.default_rng(seed))
+        return corpus.load_corpus(12, np.random.default_rng(seed))
 
     first, again, other = load(0), load(0), load(1)
     np.testing.assert_array_equal(first.train, again.train)
@@ -119,8 +135,8 @@ def test_language_model_splits_by_file_and_seed(example):
     np.testing.assert_array_equal(first.counts, np.bincount(first.train))
 
 
-def test_language_model_reads_each_module_once(example):
-    files = list(example.source_files(None, np.random.default_rng(0)))
+def test_language_model_reads_each_module_once(corpus):
+    files = list(corpus.source_files(None, np.random.default_rng(0)))
     assert len(set(files)) == len(files) > 100
     assert all(file.suffix == ".py" for file in files)
     root = sysconfig.get_paths()["stdlib"]
@@ -128,16 +144,16 @@ def test_language_model_reads_each_module_once(example):
 
 
 @pytest.mark.parametrize("source", [b"\xff\xfe\x00", b"(", b"'''", b"  a\n b\n"])
-def test_language_model_skips_what_is_not_python(example, tmp_path, source):
+def test_language_model_skips_what_is_not_python(corpus, tmp_path, source):
     path = tmp_path / "module.py"
     path.write_bytes(source)
-    assert example.read_tokens(path) == []
+    assert corpus.read_tokens(path) == []
 
 
-def test_language_model_reads_tokens(example, tmp_path):
+def test_language_model_reads_tokens(corpus, tmp_path):
     path = tmp_path / "module.py"
     path.write_text("if a:  # why\n\n    b = 1\n")
     layout = ["NEWLINE", "INDENT", "DEDENT", "ENDMARKER"]
     newline, indent, dedent, end = layout
     expected = ["if", "a", ":", newline, indent, "b", "=", "1", newline, dedent, end]
-    assert example.read_tokens(path) == expected
+    assert corpus.read_tokens(path) == expected

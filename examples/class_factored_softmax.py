@@ -1,0 +1,122 @@
+"""A class-factored softmax, and the language model whose output layer it is.
+
+The embeddings of a few preceding tokens feed one hidden layer, and the softmax turns its values h
+into a probability for each token of the vocabulary:
+
+    p(token | h) = p(class | h) * p(token | class, h)
+
+The V tokens are cut into about sqrt(V) classes of one size. Each class owns one block of weights,
+and an example needs the block of its own token's class only: one `sparse_block_dot`. So an example
+costs two softmaxes of about sqrt(V) values each, where a full softmax layer computes V.
+
+stdlib_language_model.py trains the model.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pytensor
+import pytensor.tensor as pt
+
+from blocksparse_ops import sparse_block_dot
+
+CONTEXT = 6  # tokens
+EMBEDDING = 64
+HIDDEN = 128
+
+
+def parameter(name, value):
+    return pytensor.shared(value.astype("float32"), name=name)
+
+
+def log_frequencies(counts):
+    """Return a softmax's biases that make it start at the frequencies: -inf for a count of 0."""
+    with np.errstate(divide="ignore"):
+        return np.log(counts) - np.log(counts.sum())
+
+
+def log_softmax_at(logits, index):
+    """Return the log-probability of one entry per row."""
+    return pt.special.log_softmax(logits, axis=-1)[pt.arange(index.shape[0]), index]
+
+
+def class_layout(vocabulary):
+    """Return the number of classes and their size."""
+    size = math.ceil(vocabulary**0.5)
+    return math.ceil(vocabulary / size), size
+
+
+def class_factored_softmax(h, token, counts):
+    """Return log p(class | h) + log p(token | class, h), and the layer's parameters."""
+    classes, size = class_layout(len(counts))
+    # Tokens are numbered by frequency, so a class holds tokens that are about equally frequent.
+    # Blocks have one size: the last class is padded with tokens of count 0, whose bias of -inf
+    # gives them no probability, hence no gradient, and so no probability after any update.
+    counts = np.pad(counts, (0, classes * size - len(counts))).reshape(classes, size)
+    C = parameter("C", np.zeros((HIDDEN, classes)))
+    c = parameter("c", log_frequencies(counts.sum(axis=1)))
+    W = parameter("W", np.zeros((1, classes, HIDDEN, size)))
+    b = parameter("b", log_frequencies(counts))
+
+    token_class = token // size
+    block = token_class[:, None]
+    logits = sparse_block_dot(W, h[:, None, :], pt.zeros_like(block), b, block).squeeze(axis=1)
+    log_p = log_softmax_at(h @ C + c, token_class) + log_softmax_at(logits, token % size)
+    return log_p, [C, c, W, b]
+
+
+def full_softmax(h, token, counts):
+    """Return log p(token | h) from one softmax over all tokens, and the layer's parameters."""
+    W = parameter("W", np.zeros((HIDDEN, len(counts))))
+    b = parameter("b", log_frequencies(counts))
+    return log_softmax_at(h @ W + b, token), [W, b]
+
+
+@dataclass
+class Model:
+    step: pytensor.compile.Function  # (contexts, tokens, learning rate): one update by SGD
+    log_p: pytensor.compile.Function  # (contexts, tokens): the tokens' summed log-probability
+    parameters: dict[str, pytensor.compile.SharedVariable]
+    layer: str  # what its output layer is, in words
+
+    @property
+    def size(self):
+        return sum(p.get_value(borrow=True).size for p in self.parameters.values())
+
+    def compile_for(self, batch):
+        """Do now what the first calls with so many examples would do."""
+        # Numba compiles at the first call, JAX for each shape. A rate of 0 changes nothing.
+        contexts, tokens = np.zeros((batch, CONTEXT), "int64"), np.zeros(batch, "int64")
+        self.log_p(contexts, tokens)
+        self.step(contexts, tokens, np.float32(0))
+
+    def perplexity(self, contexts, tokens, batch):
+        """Return the perplexity of the tokens, of which `batch` are computed at a time."""
+        parts = [slice(i, i + batch) for i in range(0, len(tokens), batch)]
+        return math.exp(-sum(self.log_p(contexts[p], tokens[p]) for p in parts) / len(tokens))
+
+
+def build_model(counts, dense, mode, rng):
+    """Return a model of tokens that are numbered by frequency; contexts have CONTEXT tokens."""
+    context, token, lr = pt.lmatrix("context"), pt.lvector("token"), pt.fscalar("lr")
+    inputs = CONTEXT * EMBEDDING
+    E = parameter("E", 0.1 * rng.normal(size=(len(counts), EMBEDDING)))
+    U = parameter("U", rng.normal(size=(inputs, HIDDEN)) / inputs**0.5)
+    a = parameter("a", np.zeros(HIDDEN))
+
+    rows = E[context]
+    h = pt.tanh(rows.reshape((-1, inputs)) @ U + a)
+    log_p, output = (full_softmax if dense else class_factored_softmax)(h, token, counts)
+
+    parameters = [U, a, *output]
+    g_rows, *gradients = pt.grad(-log_p.mean(), [rows, *parameters])
+    updates = [(p, p - lr * g) for p, g in zip(parameters, gradients, strict=True)]
+    # The gradient in E itself would be as large as E, and zero but for the rows of this batch.
+    updates.append((E, pt.inc_subtensor(rows, -lr * g_rows)))
+    return Model(
+        pytensor.function([context, token, lr], updates=updates, mode=mode),
+        pytensor.function([context, token], log_p.sum(), mode=mode),
+        {p.name: p for p in [E, *parameters]},
+        "full softmax" if dense else "{} classes of {} tokens".format(*class_layout(len(counts))),
+    )
