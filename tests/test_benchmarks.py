@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from cases import needs_compiler
 
-RUN = Path(__file__).parents[1] / "benchmarks" / "run.py"
-
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 CONTENDERS = ["C", "NumPy", "ours JAX", "ours PyTorch"]
 QUANTITIES = ["forward"]
@@ -22,7 +21,7 @@ def test_a_run(tmp_path):
     output = tmp_path / "run.json"
     options = ["--studies", "cases", "--cases", "T", "--rounds", "1"]
     options += ["--contenders", *CONTENDERS, "--quantities", *QUANTITIES, "--output", str(output)]
-    command = [sys.executable, "-W", "ignore", str(RUN), *options]
+    command = [sys.executable, "-W", "ignore", str(BENCHMARKS / "run.py"), *options]
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     results = json.loads(output.read_text())
@@ -31,3 +30,13 @@ def test_a_run(tmp_path):
     for record in results["cases"]:
         assert {*installed, "product", "read"} == set(record["times"])
     assert (tmp_path / "run_cases.svg").exists()
+
+
+@needs_compiler
+def test_what_a_product_holds():
+    script = str(BENCHMARKS / "peak_memory.py")
+    command = [sys.executable, "-W", "ignore", script, "ours", "CVM", "M"]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    gathered = 128 * 8 * 8 * 32 * 32 * 4
+    assert 0 <= int(run.stdout) < gathered / 4
