@@ -1,7 +1,7 @@
 """A view of block indices that has been checked, for ops that do not check by themselves."""
 
 from pytensor.gradient import disconnected_type
-from pytensor.graph.basic import Apply
+from pytensor.graph.basic import Apply, Constant
 from pytensor.graph.replace import _vectorize_node
 from pytensor.link.c.op import COp
 from pytensor.tensor.basic import as_tensor_variable, cast
@@ -73,6 +73,16 @@ class CheckBlockIndex(LoadsDispatchWhenUnpickled, COp):
     def check(self, index, blocks, *sizes):
         """Raise what is wrong with these values."""
         self.check_sizes(*sizes)
+        self.check_range(index, blocks)
+
+    def check_constant(self, node):
+        """Raise if a constant index does not fit a number of blocks that is constant too."""
+        index, blocks, *_ = node.inputs
+        if isinstance(index, Constant) and isinstance(blocks, Constant):
+            self.check_range(index.data, blocks.data)
+
+    def check_range(self, index, blocks):
+        """Raise if an index is out of range."""
         where = first_out_of_range(index, int(blocks))
         if where is not None:
             name = f"{self.caller}: {self.argument}"

@@ -80,7 +80,7 @@ def test_a_wrong_index(mode, index_dtype, wrong, which, sizes):
 
 @pytest.mark.parametrize("mode", array_modes("JAX", "MLX"))
 def test_a_wrong_constant_is_told_when_the_graph_is_compiled(mode):
-    W, h = pt.tensor("W", shape=(2, 3, 4, 5)), pt.tensor("h", shape=(1, 1, 4))
+    W, h = pt.tensor("W", shape=(2, 3, 4, 5)), pt.tensor3("h")
     out = sparse_block_dot(W, h, [[0]], None, [[3]])
     with pytest.raises(IndexError, match=r"sparse_block_dot: outputIdx\[0, 0\] = 3"):
         pytensor.function([W, h], out, mode=mode)

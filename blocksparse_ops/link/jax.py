@@ -2,7 +2,6 @@
 
 from jax.core import Tracer
 from jax.dtypes import canonicalize_dtype
-from pytensor.graph.basic import Constant
 from pytensor.link.jax.dispatch import jax_funcify
 from pytensor.tensor.elemwise import DimShuffle
 
@@ -62,8 +61,7 @@ def jax_funcify_SparseBlockOuter(op, node, **kwargs):
 @jax_funcify.register(CheckBlockIndex)
 def jax_funcify_CheckBlockIndex(op, node, **kwargs):
     # JAX cannot raise for a value when it runs: the docs say what the ops do with a wrong index.
-    if all(isinstance(x, Constant) for x in node.inputs):
-        op.check(*(x.data for x in node.inputs))
+    op.check_constant(node)
 
     def check_block_index(index, blocks, *sizes):
         if all(map(is_known, sizes)):
