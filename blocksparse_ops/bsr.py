@@ -25,8 +25,13 @@ def bsr_from_weights(W, inputIdx, outputIdx):
 
     Raises
     ------
-    TypeError, ValueError, IndexError
-        As `sparse_block_dot` does; ValueError also for indices of several examples.
+    TypeError
+        For weights that have not four dimensions, or indices that are no integers.
+    ValueError
+        For indices of several examples, blocks without elements, or a dtype that SciPy has not,
+        as float16.
+    IndexError
+        For an index out of range.
 
     Examples
     --------
@@ -44,14 +49,19 @@ def bsr_from_weights(W, inputIdx, outputIdx):
     array([104., 108., 112., 116.])
     """
     W = np.asarray(W)
+    if W.ndim != 4:
+        raise TypeError(
+            f"bsr_from_weights: W has {W.ndim} dimensions; expected 4, "
+            "of sizes (iBlocks, oBlocks, iSize, oSize)"
+        )
     for name, index in {"inputIdx": inputIdx, "outputIdx": outputIdx}.items():
         if np.ndim(index) != 1:
             raise ValueError(
                 f"bsr_from_weights: {name} has {np.ndim(index)} dimensions, but one matrix has the "
                 "blocks of one window; give 1-D indices, which all examples share"
             )
-    used = map(np.unique, counted_pattern(W.shape, inputIdx, outputIdx))
-    i, j = (index.astype("int64") for index in used)
+    pattern = counted_pattern("bsr_from_weights", W.shape[:2], inputIdx, outputIdx)
+    i, j = map(np.unique, pattern)
     iBlocks, oBlocks, iSize, oSize = W.shape
     if 0 in (iSize, oSize):
         raise ValueError(

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from blocksparse_ops import reference
-from blocksparse_ops.arguments import as_argument
+from blocksparse_ops.arguments import require_integers
+from blocksparse_ops.index import CheckBlockIndex
 from blocksparse_ops.kernels.tiles import SORTED_REUSE, Sizes, choose_form, reuse_of
-from blocksparse_ops.signature import DOT_WITHOUT_BIAS
+from blocksparse_ops.signature import disagreement
 
 FIGURES = {
     "examples": "{:,}",
@@ -44,13 +44,13 @@ class PatternCosts:
     bytes_read : int
         What must be read at least once: the blocks in use and the windows' values.
     bytes_gathered : int
-        What a copy of the blocks for each example would take. No backend makes it.
+        What a copy of the blocks for each example would take, which no backend makes.
     kernel_path : str
         What the C++ and Numba kernels do: "one pattern" if all examples use the same blocks, which
         then need no sorting, else "block by block".
     library_path : str
-        What JAX, PyTorch and MLX do: "as it stands", or, from four triples a block on, "in tiles of
-        n rows", sorted by block.
+        What JAX, PyTorch and MLX do: "as it stands", or, from four triples on for each of all
+        blocks, in use or not, "in tiles of n rows", sorted by block.
     """
 
     examples: int
@@ -90,8 +90,12 @@ def pattern_costs(W_shape, inputIdx, outputIdx, dtype="float64"):
 
     Raises
     ------
-    TypeError, ValueError, IndexError
-        As `sparse_block_dot` does.
+    TypeError
+        For indices that are no integers, or have neither both one nor both two dimensions.
+    ValueError
+        For batches that differ.
+    IndexError
+        For an index out of range.
 
     Examples
     --------
@@ -111,8 +115,13 @@ def pattern_costs(W_shape, inputIdx, outputIdx, dtype="float64"):
     kernel path     block by block
     library path    as it stands
     """
-    inputIdx, outputIdx = counted_pattern(W_shape, inputIdx, outputIdx)
+    if len(W_shape) != 4:
+        raise TypeError(
+            f"pattern_costs: W_shape has {len(W_shape)} sizes; expected 4, "
+            "(iBlocks, oBlocks, iSize, oSize)"
+        )
     iBlocks, oBlocks, *block = W_shape
+    inputIdx, outputIdx = counted_pattern("pattern_costs", (iBlocks, oBlocks), inputIdx, outputIdx)
     sizes = Sizes(*inputIdx.shape, outputIdx.shape[1], iBlocks, oBlocks)
     products, item = int(np.prod(block)), np.dtype(dtype).itemsize
     used = len(used_pairs(inputIdx, outputIdx, oBlocks)[0])
@@ -150,8 +159,12 @@ def draw_pattern(inputIdx, outputIdx, blocks, ax=None):
 
     Raises
     ------
-    TypeError, ValueError, IndexError
-        As `sparse_block_dot` does.
+    TypeError
+        For indices that are no integers, or have neither both one nor both two dimensions.
+    ValueError
+        For batches that differ.
+    IndexError
+        For an index out of range.
     ImportError
         Without matplotlib, which ``pip install 'blocksparse_ops[plot]'`` brings.
 
@@ -164,19 +177,21 @@ def draw_pattern(inputIdx, outputIdx, blocks, ax=None):
     """
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
     except ImportError as error:
         raise ImportError(
             "draw_pattern draws with matplotlib, which is not installed: "
             "pip install 'blocksparse_ops[plot]'"
         ) from error
-    count = block_counts(inputIdx, outputIdx, blocks)
+    count = count_blocks("draw_pattern", inputIdx, outputIdx, blocks)
     used = np.count_nonzero(count)
     times = count.sum() / max(used, 1)
     ax = ax if ax is not None else Figure(layout="constrained").add_subplot()
-    image = ax.imshow(
-        np.ma.masked_equal(count, 0), aspect="auto", interpolation="nearest", vmin=0, cmap="viridis"
-    )
-    ax.figure.colorbar(image, ax=ax, label="times used", format="{x:g}")
+    shown = np.ma.masked_equal(count, 0)
+    image = ax.imshow(shown, aspect="auto", interpolation="nearest", vmin=0, cmap="viridis")
+    bar = ax.figure.colorbar(image, ax=ax, label="times used")
+    for axis in (ax.xaxis, ax.yaxis, bar.ax.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True))
     ax.set(
         xlabel="output block",
         ylabel="input block",
@@ -200,8 +215,12 @@ def block_counts(inputIdx, outputIdx, blocks):
 
     Raises
     ------
-    TypeError, ValueError, IndexError
-        As `sparse_block_dot` does.
+    TypeError
+        For indices that are no integers, or have neither both one nor both two dimensions.
+    ValueError
+        For batches that differ.
+    IndexError
+        For an index out of range.
 
     Examples
     --------
@@ -211,23 +230,47 @@ def block_counts(inputIdx, outputIdx, blocks):
            [1, 0],
            [0, 1]])
     """
-    iBlocks, oBlocks = blocks
-    inputIdx, outputIdx = counted_pattern((iBlocks, oBlocks, 1, 1), inputIdx, outputIdx)
-    count = np.zeros((iBlocks, oBlocks), "int64")
-    pairs, times = used_pairs(inputIdx, outputIdx, oBlocks)
+    return count_blocks("block_counts", inputIdx, outputIdx, blocks)
+
+
+def count_blocks(caller, inputIdx, outputIdx, blocks):
+    inputIdx, outputIdx = counted_pattern(caller, blocks, inputIdx, outputIdx)
+    count = np.zeros(blocks, "int64")
+    pairs, times = used_pairs(inputIdx, outputIdx, blocks[1])
     count.flat[pairs] = times
     return count
 
 
-def counted_pattern(W_shape, inputIdx, outputIdx):
-    """The indices, example by example and counted from the start, if `sparse_block_dot` may run."""
-    inputIdx, outputIdx = np.atleast_2d(inputIdx), np.atleast_2d(outputIdx)
-    W = np.broadcast_to(0, W_shape)
-    h = np.broadcast_to(0, (*inputIdx.shape[:2], *W_shape[2:3]))
-    values = {"W": W, "h": h, "inputIdx": inputIdx, "outputIdx": outputIdx}
-    for name, value in values.items():
-        as_argument(DOT_WITHOUT_BIAS, name, value)
-    return reference.check(DOT_WITHOUT_BIAS, list(values.values()))
+def counted_pattern(caller, blocks, inputIdx, outputIdx):
+    """Both indices, example by example and counted from the start; errors name the caller."""
+    indices = [
+        counted_index(caller, name, index, size)
+        for name, index, size in zip(
+            ("inputIdx", "outputIdx"), (inputIdx, outputIdx), blocks, strict=True
+        )
+    ]
+    dimensions = [index.ndim for index in indices]
+    if dimensions not in ([1, 1], [2, 2]):
+        raise TypeError(
+            f"{caller}: inputIdx has {dimensions[0]} dimensions and outputIdx {dimensions[1]}; "
+            "expected one each, or two each for a batch"
+        )
+    inputIdx, outputIdx = map(np.atleast_2d, indices)
+    batches = len(inputIdx), len(outputIdx)
+    if batches[0] != batches[1]:
+        names = "inputIdx.shape[0]", "outputIdx.shape[0]"
+        raise ValueError(disagreement(caller, names[0], batches[0], names[1], batches[1]))
+    return inputIdx, outputIdx
+
+
+def counted_index(caller, name, index, blocks):
+    array = np.asarray(index)
+    if isinstance(index, list | tuple) and not array.size:
+        array = array.astype("int64")
+    require_integers(caller, name, array)
+    CheckBlockIndex(caller, name, f"the number of {name[:-3]} blocks").check_range(array, blocks)
+    array = array.astype("int64")
+    return np.where(array < 0, array + blocks, array)
 
 
 def used_pairs(inputIdx, outputIdx, oBlocks):

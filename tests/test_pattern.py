@@ -70,15 +70,26 @@ def test_the_path_follows_the_reuse(batch, path):
         ([[0], [0]], [[0]], ValueError),
         ([[0.5]], [[0]], TypeError),
         ([[[0]]], [[0]], TypeError),
+        (0, [0], TypeError),
+        ([0], [[0]], TypeError),
     ],
 )
-def test_bad_indices_are_the_errors_of_the_product(function, inputIdx, outputIdx, error):
-    with pytest.raises(error, match=r"sparse_block_dot: .*Idx"):
+def test_bad_indices_are_told(function, inputIdx, outputIdx, error):
+    with pytest.raises(error, match=rf"{function.__name__}: .*Idx"):
         function(inputIdx, outputIdx, (3, 2))
 
 
+def test_indices_of_one_example_small_and_empty():
+    count = block_counts(np.array([-1, 0], "int8"), np.array([199], "uint8"), (200, 200))
+    assert count[[199, 0], 199].tolist() == [1, 1]
+    assert count.sum() == 2
+    assert not block_counts([[], []], [[0], [1]], (3, 2)).any()
+    with pytest.raises(IndexError, match=r"block_counts: inputIdx\[1\] = 3 .* in \[-3, 3\)"):
+        block_counts([0, 3], [0], (3, 2))
+
+
 def test_weights_of_the_wrong_shape():
-    with pytest.raises(TypeError, match="W has 3 dimensions; expected 4"):
+    with pytest.raises(TypeError, match="W_shape has 3 sizes; expected 4"):
         pattern_costs((3, 2, 4), [[0]], [[0]])
 
 
