@@ -3,26 +3,18 @@
 Nothing here is needed to compute: it answers whether block sparsity pays.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from blocksparse_ops.arguments import require_integers
 from blocksparse_ops.index import CheckBlockIndex
 from blocksparse_ops.kernels.tiles import SORTED_REUSE, Sizes, choose_form, reuse_of
+from blocksparse_ops.reference import count_from_start
 from blocksparse_ops.signature import disagreement
 
-FIGURES = {
-    "examples": "{:,}",
-    "blocks_in_use": "{:,}",
-    "reuse": "{:.2f}",
-    "multiply_adds": "{:,}",
-    "share_of_dense": "{:.2%}",
-    "bytes_read": "{:,}",
-    "bytes_gathered": "{:,}",
-    "kernel_path": "{}",
-    "library_path": "{}",
-}
+# How figures are printed that are neither words nor whole numbers.
+FORMATS = {"reuse": ".2f", "share_of_dense": ".2%"}
 
 
 @dataclass(frozen=True)
@@ -64,10 +56,11 @@ class PatternCosts:
     library_path: str
 
     def __str__(self):
-        return "\n".join(
-            f"{name.replace('_', ' '):<15} {form.format(getattr(self, name))}"
-            for name, form in FIGURES.items()
-        )
+        lines = []
+        for name, value in asdict(self).items():
+            form = FORMATS.get(name, "" if isinstance(value, str) else ",")
+            lines.append(f"{name.replace('_', ' '):<15} {value:{form}}")
+        return "\n".join(lines)
 
 
 def pattern_costs(W_shape, inputIdx, outputIdx, dtype="float64"):
@@ -91,7 +84,8 @@ def pattern_costs(W_shape, inputIdx, outputIdx, dtype="float64"):
     Raises
     ------
     TypeError
-        For indices that are no integers, or have neither both one nor both two dimensions.
+        For a shape without four sizes, or indices that are no integers, or have neither both one
+        nor both two dimensions.
     ValueError
         For batches that differ.
     IndexError
@@ -269,8 +263,7 @@ def counted_index(caller, name, index, blocks):
         array = array.astype("int64")
     require_integers(caller, name, array)
     CheckBlockIndex(caller, name, f"the number of {name[:-3]} blocks").check_range(array, blocks)
-    array = array.astype("int64")
-    return np.where(array < 0, array + blocks, array)
+    return count_from_start(array, blocks)
 
 
 def used_pairs(inputIdx, outputIdx, oBlocks):

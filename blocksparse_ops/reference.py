@@ -44,9 +44,14 @@ def check(signature: Signature, arrays: Sequence[np.ndarray]) -> list[np.ndarray
         if where is not None:
             kind = UNSIGNED_INDEX if index.dtype.kind == "u" else SIGNED_INDEX
             signature.raise_fault(kind, which, *where, int(index[where]), blocks)
-        index = index.astype(np.int64)
-        indices.append(np.where(index < 0, index + blocks, index))
+        indices.append(count_from_start(index, blocks))
     return indices
+
+
+def count_from_start(index: np.ndarray, blocks: int) -> np.ndarray:
+    """The same blocks as int64 without negative values; all are in range."""
+    index = index.astype(np.int64)
+    return np.where(index < 0, index + blocks, index)
 
 
 def first_out_of_range(index: np.ndarray, blocks: int) -> tuple[int, ...] | None:
