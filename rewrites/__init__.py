@@ -29,4 +29,5 @@ from blocksparse_ops.rewrites import bias as bias
 from blocksparse_ops.rewrites import bounds as bounds
 from blocksparse_ops.rewrites import inplace as inplace
 from blocksparse_ops.rewrites import scan as scan
+from blocksparse_ops.rewrites import sizes as sizes
 from blocksparse_ops.rewrites import update as update

@@ -11,7 +11,7 @@ from pytensor.graph.rewriting.basic import copy_stack_trace, node_rewriter
 from pytensor.tensor.basic import Alloc, cast, constant
 from pytensor.tensor.elemwise import DimShuffle
 from pytensor.tensor.math import add, mul, true_div
-from pytensor.tensor.shape import specify_shape
+from pytensor.tensor.shape import SpecifyShape, specify_shape
 from pytensor.tensor.type import continuous_dtypes
 
 from blocksparse_ops.outer import SparseBlockOuter
@@ -26,6 +26,9 @@ def local_sparse_block_outer_update(fgraph, node):
     The whole linear form in which the outer stands is collected, from its topmost node, however
     its sums, differences, negations, scalar factors and divisors are nested: with k outers it
     becomes a chain of k. No node is merged that has another user.
+
+    Each time fewer outers start from zeros: none of the form does, or, if it has no rest, one. If
+    one did before, too, at least the topmost elementwise node is gone.
     """
     o = node.inputs[0]
     if node.op.inplace or o.dtype not in continuous_dtypes or not is_zeros(o):
@@ -33,23 +36,37 @@ def local_sparse_block_outer_update(fgraph, node):
     top = topmost_sum(fgraph, node.outputs[0])
     if top is None:
         return None
-    result = LinearForm(fgraph, top).rebuilt()
+    form = LinearForm(fgraph, top)
+    if not form.has_outer(node):
+        return None
+    result = form.rebuilt()
     if result is None:
         return None
-    copy_stack_trace(top, result)
     return {top: top.type.filter_variable(result, allow_convert=True)}
 
 
 def topmost_sum(fgraph, variable):
     """Climb from a term through the linear nodes that alone use it to the last elementwise one."""
-    top = None
+    start, top = variable, None
     while (client := sole_client(fgraph, variable)) is not None:
-        if not any(term is variable for _, term in linear_terms(client)):
+        is_term = any(term is variable for _, term in linear_terms(client))
+        if not is_term or not fits(start, client.outputs[0]):
             break
         variable = client.outputs[0]
         if not isinstance(client.op, SparseBlockOuter):
             top = variable
     return top
+
+
+def fits(term, total):
+    """Whether a term has the dtype of a sum, and no size that is known to differ from the sum's.
+
+    One that is 1 where the sum's is not known is taken to be equal: a rest is checked.
+    """
+    return term.type.dtype == total.type.dtype and all(
+        None in sizes or sizes[0] == sizes[1]
+        for sizes in zip(term.type.shape, total.type.shape, strict=True)
+    )
 
 
 @dataclass(frozen=True)
@@ -100,14 +117,19 @@ def linear_terms(node):
 
 
 def scaled_term(node, factors, divisors):
-    """The one factor that is like the result, if all others are scalars."""
+    """The one factor that is an array of the result's dtype, if all others are scalars."""
     [out] = node.outputs
-    terms = [x for x in factors if like(x, out)]
-    scalars = [x for x in factors if not like(x, out)]
-    if len(terms) != 1 or not all(all(x.type.broadcastable) for x in (*scalars, *divisors)):
+    terms = [x for x in factors if like(x, out) or not is_scalar(x)]
+    scalars = [x for x in factors if x not in terms]
+    if [x.dtype for x in terms] != [out.dtype] or not all(map(is_scalar, divisors)):
         return []
     as_scalars = (tuple(as_scalar(x, out.dtype) for x in xs) for xs in (scalars, divisors))
     return [(Scale(*as_scalars), terms[0])]
+
+
+def is_scalar(x):
+    """Whether a variable has one element, of whatever number of dimensions."""
+    return all(x.type.broadcastable)
 
 
 def as_scalar(x, dtype):
@@ -124,45 +146,55 @@ class LinearForm:
     ----------
     fgraph : FunctionGraph
     top : Variable
-        The form's topmost node; all that is collected has its type.
+        The form's topmost node.
+
+    Attributes
+    ----------
+    total : Variable
+        The same, or what the graph specifies its shape to be: all that is collected fits it.
     """
 
     def __init__(self, fgraph, top):
         self.fgraph = fgraph
         self.top = top
+        client = sole_client(fgraph, top)
+        is_specified = client is not None and isinstance(client.op, SpecifyShape)
+        self.total = client.outputs[0] if is_specified else top
         self.outers = []  # (scale, node)
-        self.zeros = {}  # what outers were added to, without repeats
+        self.zeros = {}  # what outers were added to, and addends like the top, without repeats
         self.rest = {}  # term to its scales
         self.open(top, Scale())
 
     def open(self, variable, scale):
         """Split a linear node into its terms."""
         node = variable.owner
+        is_outer = isinstance(node.op, SparseBlockOuter)
         for factors, term in linear_terms(node):
-            self.collect(term, scale * factors)
-        if isinstance(node.op, SparseBlockOuter):
+            if is_zeros(term) and (is_outer or like(term, self.top)):
+                self.zeros[term] = None
+            elif self.is_worth_opening(term):
+                self.open(term, scale * factors)
+            else:
+                self.rest.setdefault(term, []).append(scale * factors)
+        if is_outer:
             self.outers.append((scale, node))
-
-    def collect(self, variable, scale):
-        """Sort a term into the outers or the rest."""
-        if is_zeros(variable) and like(variable, self.top):
-            self.zeros[variable] = None
-        elif self.can_open(variable) and (self.is_scaling(variable) or self.holds_outer(variable)):
-            self.open(variable, scale)
-        else:
-            self.rest.setdefault(variable, []).append(scale)
 
     def can_open(self, variable):
         return (
             variable.owner is not None
-            and like(variable, self.top)
+            and fits(variable, self.total)
             and sole_client(self.fgraph, variable) is not None
             and bool(linear_terms(variable.owner))
         )
 
-    def is_scaling(self, variable):
-        """So that the scales of one term add up: W - lr * (g + decay * W) scales W once."""
-        return is_elementwise(variable.owner, ps.Mul, ps.TrueDiv, ps.Neg)
+    def is_worth_opening(self, variable):
+        """Whether there is an outer to be had, or a scale.
+
+        So that the scales of one term add up: W - lr * (g + decay * W) scales W once.
+        """
+        return self.can_open(variable) and (
+            is_elementwise(variable.owner, ps.Mul, ps.TrueDiv, ps.Neg) or self.holds_outer(variable)
+        )
 
     def holds_outer(self, variable):
         """Whether there is an outer to be had from opening a sum."""
@@ -173,38 +205,68 @@ class LinearForm:
             return True
         return any(self.holds_outer(term) for term in terms)
 
+    def has_outer(self, node):
+        return any(node is outer for _, outer in self.outers)
+
     def rebuilt(self):
-        """The form as a chain of outers on its rest, or None if that has another type."""
-        result = self.rebuilt_rest()
-        if result is None:
+        """The form as a chain of outers on its rest, or None if they cannot be added to that.
+
+        What the dense sum would have checked is checked: that all zeros have one shape.
+        """
+        if not self.rest:
+            start, *others = self.zeros
+            # After the first outer: PyTensor takes zeros of a specified shape for zeros of that.
+            first = self.added(start, self.outers[:1])
+            return self.added(self.of_shape(first, [start], others), self.outers[1:])
+        rest = self.sum_of_rest()
+        if rest.dtype != self.top.dtype or self.is_broadcast(rest):
             return None
-        for scale, node in self.outers:
+        return self.added(self.of_shape(rest, self.rest, self.zeros), self.outers)
+
+    def added(self, start, outers):
+        """What some of the form's outers make of what they start from."""
+        for scale, node in outers:
             _, *factors, alpha = node.inputs
             scaled_alpha = (scale * Scale((alpha,))).variable(alpha.dtype)
-            result = node.op(result, *factors, scaled_alpha)
-            copy_stack_trace([self.top, node.outputs[0]], result)
-        return result
+            start = node.op(start, *factors, scaled_alpha)
+            copy_stack_trace([self.top, node.outputs[0]], start)
+        return start
 
-    def rebuilt_rest(self):
-        if not self.rest:
-            return next(iter(self.zeros))
+    def sum_of_rest(self):
         terms = [x for term, scales in self.rest.items() for x in scaled(term, scales)]
-        rest = add(*terms) if len(terms) > 1 else terms[0]
-        if not like(rest, self.top):
-            return None
+        if len(terms) == 1:
+            return terms[0]
+        rest = add(*terms)
         copy_stack_trace(self.top, rest)
-        for zeros in self.zeros:
-            rest = self.of_shape(rest, zeros)
         return rest
 
-    def of_shape(self, rest, zeros):
-        """The rest, checked to have the shape of the zeros: the dense sum would have checked it."""
-        term = next(term for term in self.rest if like(term, self.top))
-        shape_feature = getattr(self.fgraph, "shape_feature", None)
-        if shape_feature is not None and shape_feature.same_shape(term, zeros):
-            return rest
-        is_alloc = zeros.owner is not None and isinstance(zeros.owner.op, Alloc)
-        return specify_shape(rest, zeros.owner.inputs[1:] if is_alloc else zeros.shape)
+    def is_broadcast(self, rest):
+        """Whether the outers may be larger than the rest."""
+        wholes = [self.total, *(node.outputs[0] for _, node in self.outers)]
+        return not all(
+            any(whole.type.shape[axis] == 1 for whole in wholes)
+            for axis, size in enumerate(rest.type.shape)
+            if size == 1
+        )
+
+    def of_shape(self, start, terms, others):
+        """`start`, the sum of these terms, checked to have the shape of each of the others."""
+        for zeros in others:
+            is_known = any(like(x, zeros) and self.same_shape(x, zeros) for x in terms)
+            if is_known and like(start, zeros):
+                continue
+            is_alloc = zeros.owner is not None and isinstance(zeros.owner.op, Alloc)
+            sizes = zeros.owner.inputs[1:] if is_alloc else zeros.shape
+            start = specify_shape(start, sizes)
+            copy_stack_trace(self.top, start)
+        return start
+
+    def same_shape(self, x, y):
+        """Whether two variables of the graph are known to have one shape."""
+        if x.type.shape == y.type.shape and None not in x.type.shape:
+            return True
+        feature = getattr(self.fgraph, "shape_feature", None)
+        return feature is not None and feature.same_shape(x, y)
 
 
 def scaled(term, scales):

@@ -9,6 +9,7 @@ from blocksparse_ops.gemv import SparseBlockGemv
 from blocksparse_ops.index import CheckBlockIndex
 from blocksparse_ops.kernels.jax import gemv, outer
 from blocksparse_ops.outer import SparseBlockOuter
+from blocksparse_ops.rewrites.sizes import SizeOf
 
 
 def is_transposed(W):
@@ -69,3 +70,8 @@ def jax_funcify_CheckBlockIndex(op, node, **kwargs):
         return index
 
     return check_block_index
+
+
+@jax_funcify.register(SizeOf)
+def jax_funcify_SizeOf(op, **kwargs):
+    return lambda x: x.shape[op.axis]

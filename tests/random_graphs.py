@@ -1,0 +1,306 @@
+"""Random training graphs, rewritten and as they stand: the values must agree.
+
+`python tests/random_graphs.py --seconds 600` draws graphs for that long, and prints the seed of
+each that fails; `--seed` starts from one. Each graph may take 10 s, and the process 4 GiB.
+"""
+
+import argparse
+import resource
+import signal
+import time
+import traceback
+from contextlib import contextmanager
+
+import numpy as np
+import pytensor
+import pytensor.tensor as pt
+from cases import Draw, Sizes
+from pytensor.compile.builders import OpFromGraph
+from pytensor.compile.mode import Mode
+from pytensor.graph.traversal import ancestors
+
+from blocksparse_ops import sparse_block_dot, sparse_block_gemv, sparse_block_outer
+from blocksparse_ops.zeros import zeros_like
+
+REWRITTEN, AS_IT_STANDS = Mode("py", "fast_run"), Mode("py", None)
+
+SECONDS, BYTES = 10, 4 << 30
+
+# How much of each size is known when the graph is built: all, nothing, or an axis here and there.
+KNOWN = (1.0, 0.0, 0.5)
+
+
+class RandomGraph:
+    """Parameters of one shape, gradients in them, and updates that combine them.
+
+    Parameters
+    ----------
+    seed : int
+    """
+
+    def __init__(self, seed):
+        self.rng = np.random.default_rng(seed)
+        size = lambda *sizes: int(self.rng.choice(sizes))  # noqa: E731
+        self.sizes = Sizes(
+            iBlocks=size(1, 1, 2, 3),
+            oBlocks=size(1, 2, 3),
+            iSize=size(0, 1, 1, 2, 3),
+            oSize=size(1, 1, 2, 3),
+            iWin=size(0, 1, 2),
+            oWin=size(1, 2),
+            batch=size(0, 1, 2, 3),
+        )
+        s = self.sizes
+        self.shape = (s.iBlocks, s.oBlocks, s.iSize, s.oSize)
+        self.dtype = str(self.rng.choice(["float64", "float64", "float32"]))
+        self.inputs, self.values = [], []
+        self.parameters = [self.parameter() for _ in range(self.rng.integers(1, 4))]
+        self.rate = self.variable(self.array())
+        self.count = self.variable(np.array(3))
+
+    def choose(self, *options):
+        return options[self.rng.integers(len(options))]
+
+    def array(self, *shape):
+        return np.asarray(self.rng.normal(size=shape), self.choose(self.dtype, "float64"))
+
+    def known(self, shape):
+        """A static shape: each size is known or not."""
+        share = self.choose(*KNOWN)
+        return tuple(size if self.rng.random() < share else None for size in shape)
+
+    def parameter(self):
+        value = np.asarray(self.rng.normal(size=self.shape), self.dtype)
+        return pytensor.shared(value, shape=self.known(self.shape))
+
+    def variable(self, value):
+        """An input of this value."""
+        variable = pt.tensor(dtype=value.dtype, shape=self.known(value.shape))
+        self.inputs.append(variable)
+        self.values.append(value)
+        return variable
+
+    def window(self):
+        """Arguments of a product: h and both indices, o of its result."""
+        dtypes = self.choose("int64", "int32", "uint8"), self.choose("int64", "int8")
+        draw = Draw(self.sizes, int(self.rng.integers(1 << 30)), self.dtype, dtypes)
+        arrays = draw.gemv()
+        h, i, j, o = (self.variable(arrays[k]) for k in ("h", "inputIdx", "outputIdx", "o"))
+        return h, i, j, o
+
+    def product(self, W):
+        h, i, j, o = self.window()
+        bias = pt.ones((W.shape[1], W.shape[3]), self.dtype)
+        return self.choose(
+            lambda: sparse_block_dot(W, h, i, None, j),
+            lambda: sparse_block_dot(W, h, i, bias, j),
+            lambda: sparse_block_gemv(o, W, h, i, j),
+            lambda: sparse_block_gemv(pt.zeros_like(o), W, h, i, j) + o * 2 + 1,
+        )()
+
+    def loss(self, W):
+        y = self.product(W)
+        return self.choose(
+            lambda: (y**2).sum(),
+            lambda: pt.tanh(y).mean() if self.sizes.batch else y.sum(),
+            lambda: (y * y.sum()).sum(),
+            lambda: (y**2).sum() + (self.product(W) ** 2).sum(),
+            lambda: sum_over_steps(W, *self.window()),
+        )()
+
+    def gradient(self):
+        """A gradient in a parameter, of a loss or of a gradient, or an outer product."""
+        W = self.choose(*self.parameters)
+        h, i, j, o = self.window()
+        x = self.choose(
+            lambda: pt.grad(self.loss(W), W),
+            lambda: pt.grad(self.loss(W), W),
+            lambda: pt.grad((pt.grad(self.loss(W), W) * W).sum(), W),
+            lambda: sparse_block_outer(self.zeros(), h, o, i, j, self.scalar()),
+            lambda: sparse_block_outer(self.term(0), h, o, i, j, self.scalar()),
+        )()
+        return x
+
+    def scalar(self):
+        """A scale of any kind."""
+        return self.choose(
+            lambda: self.rng.choice([-1.0, 0.0, 0.5, 2.0]),
+            lambda: np.float32(0.5),
+            lambda: 3,
+            lambda: self.rate,
+            lambda: self.count,
+            lambda: self.choose(*self.parameters).sum() / 100 + 1,
+            lambda: pytensor.shared(np.asarray(0.5, self.dtype)),
+        )()
+
+    def divisor(self):
+        return self.choose(2.0, np.float32(3), self.count, pt.exp(self.rate))
+
+    def zeros(self):
+        """Zeros of the parameters' shape, however they are made."""
+        W = self.choose(*self.parameters)
+        return self.choose(
+            lambda: zeros_like(W),
+            lambda: pt.zeros_like(W),
+            lambda: pt.zeros(self.shape, self.dtype),
+            lambda: pt.constant(np.zeros(self.shape)),
+            lambda: pt.zeros(W.shape, "int8").astype(self.dtype),
+            lambda: self.variable(np.zeros(self.shape)) * 0,
+        )()
+
+    def small(self):
+        """What is broadcast to the parameters' shape."""
+        i, j, p, q = self.shape
+        return self.choose(
+            lambda: self.variable(self.array(p, q))[None, None],
+            lambda: self.variable(self.array(i, j))[:, :, None, None],
+            lambda: self.variable(self.array(p, q))[None, None]
+            + self.variable(self.array(i, j))[:, :, None, None],
+            lambda: pt.zeros((self.choose(self.count // 3, i), 1, 1, 1)),
+            lambda: pt.constant(np.zeros((1, 1, p, 1))),
+            lambda: self.rate,
+        )()
+
+    def term(self, depth):
+        """A value of the parameters' shape, as a rule."""
+        if depth == 0:
+            return self.choose(
+                lambda: self.choose(*self.parameters),
+                self.gradient,
+                self.gradient,
+                self.zeros,
+            )()
+        x = self.term(depth - 1)
+        others = [lambda: self.term(0), lambda: self.term(depth - 1), self.small]
+        return self.choose(
+            lambda: x + self.choose(*others)(),
+            lambda: x - self.choose(*others)(),
+            lambda: self.choose(*others)() - x,
+            lambda: x + self.choose(*others)() * self.scalar(),
+            lambda: self.choose(*self.parameters) - self.scalar() * x,
+            lambda: x * self.scalar(),
+            lambda: -x,
+            lambda: x / self.divisor(),
+            lambda: x / (1 + self.choose(*self.parameters) ** 2),
+            lambda: x.astype(self.choose("float32", "float64")),
+            lambda: x.transpose(1, 0, 3, 2).transpose(1, 0, 3, 2),
+            lambda: x.reshape(x.shape),
+            lambda: x[: self.shape[0]],
+            lambda: pt.set_subtensor(x[0], x[0] * 2),
+            lambda: pt.clip(x, -0.5, 0.5),
+            lambda: pt.switch(pt.gt(self.rate, 0), x, self.term(0)),
+            lambda: pt.specify_shape(x, self.known(self.shape)),
+            lambda: in_a_graph_of_its_own(x, self.term(0)),
+        )()
+
+    def updates(self):
+        """New values of some parameters, each made from the old ones."""
+        new = {}
+        for parameter in self.parameters:
+            if not new or self.rng.random() < 0.6:
+                value = self.term(int(self.rng.integers(1, 4))).astype(self.dtype)
+                pairs = zip(value.type.shape, parameter.type.shape, strict=True)
+                if any(size == 1 != known for size, known in pairs):
+                    # PyTensor refuses a value of which it knows more.
+                    value = (parameter - self.rate * value).astype(self.dtype)
+                new[parameter] = value
+        return new
+
+
+def in_a_graph_of_its_own(x, y):
+    """x + y through an OpFromGraph."""
+    one, other = x.type(), y.type()
+    return OpFromGraph([one, other], [one + other])(x, y)
+
+
+def sum_over_steps(W, h, i, j, o):
+    """A loss that a Scan sums up over two steps."""
+    losses = pytensor.scan(
+        lambda scale, W, h, i, j: (sparse_block_dot(W, h * scale, i, None, j) ** 2).sum(),
+        sequences=[np.array([1.0, 0.5])],
+        non_sequences=[W, h, i, j],
+        return_updates=False,
+    )
+    return losses.sum()
+
+
+def run(graph, updates, outputs, mode):
+    """The outputs and the parameters' new values, or the error."""
+    before = [parameter.get_value() for parameter in graph.parameters]
+    function = pytensor.function(
+        graph.inputs, outputs, updates=updates, mode=mode, on_unused_input="ignore"
+    )
+    try:
+        results = [np.array(x) for x in function(*graph.values)]
+        return results + [parameter.get_value() for parameter in graph.parameters]
+    except (ValueError, AssertionError) as error:
+        return error
+    finally:
+        for parameter, value in zip(graph.parameters, before, strict=True):
+            parameter.set_value(value)
+
+
+def compare(seed):
+    """Raise unless the graph of this seed has the same values with and without rewrites."""
+    graph = RandomGraph(seed)
+    updates = graph.updates()
+    outputs = [graph.term(1)] if graph.rng.random() < 0.3 else []
+    expected = run(graph, updates, outputs, AS_IT_STANDS)
+    with pytensor.config.change_flags(on_opt_error="raise"):
+        actual = run(graph, updates, outputs, REWRITTEN)
+    if isinstance(expected, Exception):
+        # PyTensor takes away zeros that are added, of whatever shape.
+        return
+    if isinstance(actual, Exception):
+        raise AssertionError("an error after rewriting alone") from actual
+    dtypes = {x.dtype for x in ancestors([*updates.values(), *outputs]) if hasattr(x, "dtype")}
+    eps = np.finfo("float32" if "float32" in dtypes else "float64").eps
+    for one, other in zip(actual, expected, strict=True):
+        assert one.dtype == other.dtype
+        scale = 1e4 * eps * max(1, np.abs(other).max(initial=0))
+        np.testing.assert_allclose(one, other, rtol=scale, atol=scale)
+
+
+@contextmanager
+def time_limit(seconds):
+    """Raise a TimeoutError after these seconds."""
+
+    def expire(signum, frame):
+        raise TimeoutError(f"took more than {seconds} s")
+
+    previous = signal.signal(signal.SIGALRM, expire)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=60, help="how long to go on")
+    parser.add_argument("--cases", type=int, help="how many graphs, at the most")
+    parser.add_argument("--seed", type=int, default=0, help="of the first graph")
+    arguments = parser.parse_args()
+    resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
+    # What folds constants and runs the inside of a Scan would compile it for each graph.
+    pytensor.config.cxx = ""
+    start, seed, failures = time.monotonic(), arguments.seed, []
+    while time.monotonic() < start + arguments.seconds:
+        if arguments.cases is not None and seed == arguments.seed + arguments.cases:
+            break
+        try:
+            with time_limit(SECONDS):
+                compare(seed)
+        except Exception:
+            traceback.print_exc()
+            print(f"failed: python tests/random_graphs.py --cases 1 --seed {seed}", flush=True)
+            failures.append(seed)
+        seed += 1
+    print(f"{seed - arguments.seed} graphs, {len(failures)} failures: {failures}")
+    raise SystemExit(bool(failures))
+
+
+if __name__ == "__main__":
+    main()
