@@ -3,8 +3,22 @@
 Importing the package registers its graph rewrites, and its dispatches for PyTensor's backends.
 """
 
+from importlib import import_module
+
 from blocksparse_ops import link as link
-from blocksparse_ops import rewrites as rewrites
+
+try:
+    rewrites = import_module("blocksparse_ops.rewrites")
+except ModuleNotFoundError as error:
+    if error.name != "blocksparse_ops.rewrites":
+        raise
+    raise ModuleNotFoundError(
+        f"{__path__[0]} is a folder of a checkout; its rewrites become blocksparse_ops.rewrites "
+        "when the package is installed. Run `python -m pip install -e .` in the checkout, or, if "
+        "it is installed, start Python in another folder",
+        name=error.name,
+    ) from None
+
 from blocksparse_ops.dot import sparse_block_dot
 from blocksparse_ops.gemv import SparseBlockGemv, sparse_block_gemv, sparse_block_gemv_inplace
 from blocksparse_ops.outer import SparseBlockOuter, sparse_block_outer, sparse_block_outer_inplace

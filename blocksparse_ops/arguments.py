@@ -1,5 +1,6 @@
 """What the arguments of an op must be when a graph is built, and what may be folded."""
 
+import numpy as np
 from pytensor.graph.basic import Constant
 from pytensor.tensor.basic import as_tensor_variable
 from pytensor.tensor.type import DenseTensorType, int_dtypes, uint_dtypes
@@ -13,9 +14,11 @@ def as_argument(signature, name, value):
     Raises
     ------
     TypeError
-        If it has not the dimensions, or as an index not the dtype, that `name` must have.
+        If it cannot be one, or has not the dimensions, or as an index not the dtype, that `name`
+        must have.
     """
-    variable = as_block_index(value) if name in signature.counts else as_tensor_variable(value)
+    is_index = name in signature.counts
+    variable = (as_block_index if is_index else as_tensor)(signature.op, name, value)
     letters = signature.axes[name]
     if not isinstance(variable.type, DenseTensorType):
         raise TypeError(f"{signature.op}: {name} is a {variable.type}; expected a dense tensor")
@@ -24,17 +27,36 @@ def as_argument(signature, name, value):
             f"{signature.op}: {name} has {variable.type.ndim} dimensions; expected "
             f"{len(letters)}, of sizes ({', '.join(AXES[letter] for letter in letters)})"
         )
-    if name in signature.counts:
+    if is_index:
         require_integers(signature.op, name, variable)
     return variable
 
 
-def as_block_index(value):
+def as_tensor(op, name, value, convert=as_tensor_variable):
+    """Return `value` as a tensor, or what else `convert` makes of it.
+
+    Raises
+    ------
+    TypeError
+        If it makes nothing of it; in words that name the argument.
+    """
+    try:
+        return convert(value)
+    except (NotImplementedError, TypeError, ValueError) as error:
+        what = f"an array of dtype {value.dtype}" if isinstance(value, np.ndarray) else type(value)
+        raise TypeError(
+            f"{op}: {name} is {what}, of which no tensor can be made. Expected a tensor variable, "
+            "a NumPy array of numbers, or a list of them in which all rows have one length. Arrays "
+            "of other libraries become NumPy's by numpy.asarray(x), SciPy's matrices by x.toarray()"
+        ) from error
+
+
+def as_block_index(op, name, value):
     """Return `value` as a tensor: a list without numbers, too, is one of integers, as in NumPy."""
-    variable = as_tensor_variable(value)
-    if isinstance(value, list | tuple) and 0 in variable.type.shape:
-        return variable.astype("int64")
-    return variable
+    index = as_tensor(op, name, value)
+    if isinstance(value, list | tuple) and 0 in index.type.shape:
+        return index.astype("int64")
+    return index
 
 
 def require_integers(op, name, index):

@@ -13,12 +13,11 @@ from pytensor.tensor.type import complex_dtypes, discrete_dtypes, tensor
 from blocksparse_ops import reference
 from blocksparse_ops.arguments import as_argument, foldable
 from blocksparse_ops.kernels.c import source
-from blocksparse_ops.pickling import LoadsDispatchWhenUnpickled
 from blocksparse_ops.signature import Signature
 from blocksparse_ops.zeros import zeros_like
 
 
-class SparseBlockOp(LoadsDispatchWhenUnpickled, OpenMPOp):
+class SparseBlockOp(OpenMPOp):
     """An op whose first argument is what is added to.
 
     A subclass gives its `signature`, the C++ class that computes it, and its mathematics.

@@ -1,10 +1,9 @@
 """sparse_block_dot: the block-sparse product with the bias of the output blocks in use."""
 
 from pytensor.scalar import upcast
-from pytensor.tensor.basic import as_tensor_variable
 from pytensor.tensor.type import DenseTensorType
 
-from blocksparse_ops.arguments import as_argument, as_block_index
+from blocksparse_ops.arguments import as_argument, as_block_index, as_tensor
 from blocksparse_ops.gemv import sparse_block_gemv
 from blocksparse_ops.index import CheckBlockIndex
 from blocksparse_ops.signature import DOT, DOT_WITHOUT_BIAS
@@ -35,7 +34,7 @@ def sparse_block_dot(W, h, inputIdx, b, outputIdx):
     Raises
     ------
     TypeError
-        For a wrong number of dimensions, or indices that are no integers.
+        For what is no tensor, a wrong number of dimensions, or indices that are no integers.
     ValueError
         For sizes that disagree, here or when the graph runs.
     IndexError
@@ -59,7 +58,9 @@ def sparse_block_dot(W, h, inputIdx, b, outputIdx):
     array([18., 28.])
     """
     h, inputIdx, outputIdx = _with_batch(
-        as_tensor_variable(h), as_block_index(inputIdx), as_block_index(outputIdx)
+        as_tensor(DOT.op, "h", h),
+        as_block_index(DOT.op, "inputIdx", inputIdx),
+        as_block_index(DOT.op, "outputIdx", outputIdx),
     )
     values = {"W": W, "h": h, "inputIdx": inputIdx, "b": b, "outputIdx": outputIdx}
     signature = DOT if b is not None else DOT_WITHOUT_BIAS

@@ -9,12 +9,11 @@ from pytensor.tensor.blockwise import vectorize_node_fallback
 
 from blocksparse_ops.arguments import as_block_index, foldable, require_integers
 from blocksparse_ops.kernels.c import source
-from blocksparse_ops.pickling import LoadsDispatchWhenUnpickled
 from blocksparse_ops.reference import first_out_of_range
 from blocksparse_ops.signature import disagreement, out_of_range
 
 
-class CheckBlockIndex(LoadsDispatchWhenUnpickled, COp):
+class CheckBlockIndex(COp):
     """``index``, or an IndexError if one of its values lies outside [-blocks, blocks)
 
     PyTensor's gather does not check its indices in Numba mode. A gather of ``index`` through
@@ -56,7 +55,7 @@ class CheckBlockIndex(LoadsDispatchWhenUnpickled, COp):
         *sizes : ()
             The two sizes of each pair in `equal`, one pair after the other.
         """
-        index = as_block_index(index)
+        index = as_block_index(self.caller, self.argument, index)
         require_integers(self.caller, self.argument, index)
         if len(sizes) != 2 * len(self.equal):
             raise TypeError(f"{self}: got {len(sizes)} sizes, expected two for each pair")

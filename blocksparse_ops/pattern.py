@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from blocksparse_ops.arguments import require_integers
+from blocksparse_ops.arguments import as_tensor, require_integers
 from blocksparse_ops.index import CheckBlockIndex
 from blocksparse_ops.kernels.tiles import SORTED_REUSE, Sizes, choose_form, reuse_of
 from blocksparse_ops.reference import count_from_start
@@ -181,8 +181,16 @@ def draw_pattern(inputIdx, outputIdx, blocks, ax=None):
     used = np.count_nonzero(count)
     times = count.sum() / max(used, 1)
     ax = ax if ax is not None else Figure(layout="constrained").add_subplot()
-    shown = np.ma.masked_equal(count, 0)
-    image = ax.imshow(shown, aspect="auto", interpolation="nearest", vmin=0, cmap="viridis")
+    image = ax.imshow(
+        np.ma.masked_equal(count, 0),
+        aspect="auto",
+        interpolation="nearest",
+        vmin=0,
+        vmax=max(count.max(initial=0), 1),
+        cmap="viridis",
+        # With no blocks, a size of 0 would be an axis of no length.
+        extent=(-0.5, max(blocks[1], 1) - 0.5, max(blocks[0], 1) - 0.5, -0.5),
+    )
     bar = ax.figure.colorbar(image, ax=ax, label="times used")
     for axis in (ax.xaxis, ax.yaxis, bar.ax.yaxis):
         axis.set_major_locator(MaxNLocator(integer=True))
@@ -258,7 +266,7 @@ def counted_pattern(caller, blocks, inputIdx, outputIdx):
 
 
 def counted_index(caller, name, index, blocks):
-    array = np.asarray(index)
+    array = as_tensor(caller, name, index, np.asarray)
     if isinstance(index, list | tuple) and not array.size:
         array = array.astype("int64")
     require_integers(caller, name, array)

@@ -7,7 +7,14 @@ from pytensor.tensor.math import add
 from pytensor.tensor.shape import Reshape
 
 from blocksparse_ops.gemv import SparseBlockGemv
-from blocksparse_ops.rewrites.match import is_elementwise, like, register, sole_client
+from blocksparse_ops.rewrites.match import (
+    is_elementwise,
+    like,
+    register,
+    same_shape,
+    sole_client,
+    specified_like,
+)
 from blocksparse_ops.zeros import is_zeros
 
 # PyTensor 3.0 has a class of its own for a gather by a vector.
@@ -23,6 +30,7 @@ def local_sparse_block_gemv_bias(fgraph, node):
     """gemv(zeros, ...) + c + rest -> gemv(c, ...) + rest
 
     For a `c` of the result's own type; the rest stays where elementwise fusion takes it for free.
+    Each time the sum has an addend less.
     """
     o, *others = node.inputs
     [product] = node.outputs
@@ -36,12 +44,23 @@ def local_sparse_block_gemv_bias(fgraph, node):
         return None
     c = min(fitting, key=lambda x: not is_fresh_gather(fgraph, x))
     terms.remove(c)
-    result = node.op(c, *others)
+    unknown = axes_not_checked(fgraph, c, *node.inputs)
+    result = node.op(specified_like(c, o, unknown) if unknown else c, *others)
     copy_stack_trace(total, result)
     if terms:
         result = add(result, *terms)
         copy_stack_trace(total, result)
     return {total: total.type.filter_variable(result, allow_convert=True)}
+
+
+def axes_not_checked(fgraph, c, o, W, h, inputIdx, outputIdx):
+    """The axes of zeros that may differ from `c` and from what the op checks them against."""
+    sizes = ((h, 0), (outputIdx, 1), (W, 3))
+    return [
+        k
+        for k, (x, axis) in enumerate(sizes)
+        if not (same_shape(fgraph, o, c, k, k) or same_shape(fgraph, o, x, k, axis))
+    ]
 
 
 def is_fresh_gather(fgraph, variable):

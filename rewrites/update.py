@@ -8,14 +8,21 @@ from dataclasses import dataclass
 
 from pytensor import scalar as ps
 from pytensor.graph.rewriting.basic import copy_stack_trace, node_rewriter
-from pytensor.tensor.basic import Alloc, cast, constant
+from pytensor.tensor.basic import cast, constant
 from pytensor.tensor.elemwise import DimShuffle
 from pytensor.tensor.math import add, mul, true_div
-from pytensor.tensor.shape import SpecifyShape, specify_shape
+from pytensor.tensor.shape import SpecifyShape
 from pytensor.tensor.type import continuous_dtypes
 
 from blocksparse_ops.outer import SparseBlockOuter
-from blocksparse_ops.rewrites.match import is_elementwise, like, register, sole_client
+from blocksparse_ops.rewrites.match import (
+    is_elementwise,
+    like,
+    register,
+    same_shape,
+    sole_client,
+    specified_like,
+)
 from blocksparse_ops.zeros import is_zeros
 
 
@@ -252,21 +259,11 @@ class LinearForm:
     def of_shape(self, start, terms, others):
         """`start`, the sum of these terms, checked to have the shape of each of the others."""
         for zeros in others:
-            is_known = any(like(x, zeros) and self.same_shape(x, zeros) for x in terms)
-            if is_known and like(start, zeros):
-                continue
-            is_alloc = zeros.owner is not None and isinstance(zeros.owner.op, Alloc)
-            sizes = zeros.owner.inputs[1:] if is_alloc else zeros.shape
-            start = specify_shape(start, sizes)
-            copy_stack_trace(self.top, start)
+            is_known = any(like(x, zeros) and same_shape(self.fgraph, x, zeros) for x in terms)
+            if not (is_known and like(start, zeros)):
+                start = specified_like(start, zeros)
+                copy_stack_trace(self.top, start)
         return start
-
-    def same_shape(self, x, y):
-        """Whether two variables of the graph are known to have one shape."""
-        if x.type.shape == y.type.shape and None not in x.type.shape:
-            return True
-        feature = getattr(self.fgraph, "shape_feature", None)
-        return feature is not None and feature.same_shape(x, y)
 
 
 def scaled(term, scales):

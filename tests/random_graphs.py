@@ -1,3 +1,4 @@
+# ruff: noqa: T201
 """Random training graphs, rewritten and as they stand: the values must agree.
 
 `python tests/random_graphs.py --seconds 600` draws graphs for that long, and prints the seed of
@@ -154,8 +155,10 @@ class RandomGraph:
         return self.choose(
             lambda: self.variable(self.array(p, q))[None, None],
             lambda: self.variable(self.array(i, j))[:, :, None, None],
-            lambda: self.variable(self.array(p, q))[None, None]
-            + self.variable(self.array(i, j))[:, :, None, None],
+            lambda: (
+                self.variable(self.array(p, q))[None, None]
+                + self.variable(self.array(i, j))[:, :, None, None]
+            ),
             lambda: pt.zeros((self.choose(self.count // 3, i), 1, 1, 1)),
             lambda: pt.constant(np.zeros((1, 1, p, 1))),
             lambda: self.rate,

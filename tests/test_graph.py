@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import oracle
@@ -266,16 +268,36 @@ def test_vectorize_gemv_with_nothing_in_it():
 
 
 # PyTensor's functions for PyTorch cannot be pickled.
-@pytest.mark.parametrize("mode", [*MODES, *array_modes("JAX", "MLX")])
-def test_functions_pickle_and_copy(mode):
+PICKLING_MODES = [*MODES, *array_modes("JAX", "MLX")]
+
+
+def pickled_problem(mode):
     arrays = Draw(SIZES, 0, "float64").gemv()
     inputs = symbols(arrays)
     function = pytensor.function(
         list(inputs.values()), sparse_block_gemv(*inputs.values()), mode=mode
     )
-    expected = function(*arrays.values())
+    return function, list(arrays.values()), np.asarray(function(*arrays.values()))
+
+
+@pytest.mark.parametrize("mode", PICKLING_MODES)
+def test_functions_pickle_and_copy(mode):
+    function, arrays, expected = pickled_problem(mode)
     for twin in (pickle.loads(pickle.dumps(function)), copy.copy(function), function.copy()):
-        np.testing.assert_array_equal(twin(*arrays.values()), expected)
+        np.testing.assert_array_equal(twin(*arrays), expected)
+
+
+@pytest.mark.parametrize("mode", PICKLING_MODES)
+def test_a_function_unpickled_in_a_fresh_process(mode, tmp_path):
+    """It is linked without being rewritten, and nothing else has imported us."""
+    problem = tmp_path / "problem.pickle"
+    problem.write_bytes(pickle.dumps(pickled_problem(mode)))
+    code = (
+        f"import pickle; function, arrays, expected = pickle.load(open({str(problem)!r}, 'rb'))\n"
+        "assert (function(*arrays) == expected).all()"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
 
 
 def test_graphs_pickle_and_clone():

@@ -1,7 +1,6 @@
 """What JAX adds to the tests that all backends share: its own derivatives and its limits."""
 
 import os
-import pickle
 import subprocess
 import sys
 
@@ -153,26 +152,6 @@ def test_weights_are_read_where_they_lie():
     shape = ",".join(str(arrays["W"].shape[axis]) for axis in (1, 0, 3, 2))
     assert any(isinstance(node.op, SparseBlockGemv) for node in function.maker.fgraph.apply_nodes)
     assert f"f64[{shape}]" not in text
-
-
-ANOTHER_PROCESS = """
-import pickle, sys
-import blocksparse_ops.link.jax
-function, arrays = pickle.load(open(sys.argv[1], "rb"))
-print(function(*arrays)[0, 0, 0])
-"""
-
-
-def test_a_function_unpickled_in_a_fresh_process(tmp_path):
-    """It is linked without being rewritten, so it takes the import that the docs name."""
-    arrays = Draw(SIZES[0], 0, "float64").dot()
-    inputs = symbols(arrays)
-    function = pytensor.function(list(inputs.values()), sparse_block_dot(**inputs), mode="JAX")
-    path = tmp_path / "function.pickle"
-    path.write_bytes(pickle.dumps((function, list(arrays.values()))))
-    command = [sys.executable, "-c", ANOTHER_PROCESS, str(path)]
-    run = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert float(run.stdout) == pytest.approx(float(function(*arrays.values())[0, 0, 0]))
 
 
 WITHOUT_X64 = """

@@ -183,6 +183,13 @@ OTHER_STEPS = {
     "decay": (1, lambda s: [(s.W, (1 - s.lr * HALF) * s.W - s.lr * s.g)], 1, 1),
     "decay in the gradient": (1, lambda s: [(s.W, s.W - s.lr * (s.g + HALF * s.W))], 1, 1),
     "momentum": (1, momentum, 1, 1),
+    "decay by an array": (1, lambda s: [(s.W, s.W - s.lr * (s.g + s.W * s.V))], 1, 1),
+    "zeros of another shape": (
+        1,
+        lambda s: [(s.W, s.W - s.lr * (s.g + pt.zeros((s.n.astype(int) * 2, 1, 1, 1), s.dtype)))],
+        1,
+        0,
+    ),
 }
 
 
@@ -219,6 +226,28 @@ def test_momentum_that_moves_the_weights(mode):
         np.testing.assert_allclose(variable.get_value(), new, rtol=1e-12, atol=1e-12)
 
 
+# Zeros that an outer may start from, by their shape and dtype.
+ZEROS = {
+    "allocated": lambda s, x: pt.zeros(x.shape, s.dtype),
+    "of a known shape": lambda s, x: pt.zeros((6, 7, 4, 5), s.dtype),
+    "like another": lambda s, x: pt.zeros_like(x),
+    "a constant": lambda s, x: pt.constant(np.zeros((6, 7, 4, 5), s.dtype)),
+    "cast": lambda s, x: pt.zeros(x.shape, "int8").astype(s.dtype),
+    "broadcast": lambda s, x: pt.broadcast_to(np.zeros((1, 1, 1, 1), s.dtype), x.shape),
+    "negated": lambda s, x: -pt.zeros_like(x),
+}
+
+
+@pytest.mark.parametrize("name", ZEROS)
+def test_zeros_of_all_kinds(name):
+    """What the outer products of a step were added to is known to be zeros."""
+    step = Step("float64")
+    y, inputs = step.dots[0], step.dots[0].owner.inputs
+    outer = sparse_block_outer(ZEROS[name](step, step.W), inputs[2], y, *inputs[3:])
+    updates = [(step.W, step.W - step.lr * (outer + ZEROS[name](step, step.V)))]
+    assert_step(step, updates, PYTHON, outers=1, dense=0)
+
+
 NOT_MERGED = {
     "the gradient's norm is wanted": lambda s: (
         [(s.W, s.W - s.lr * s.g)],
@@ -236,6 +265,9 @@ NOT_MERGED = {
         [(s.W, (s.W - s.lr.astype("float64") * s.g).astype("float32"))],
         [],
     ),
+    "divided by an array": lambda s: ([(s.W, s.W - s.lr * s.g / (1 + s.V**2))], []),
+    "divided by an array, in a sum": lambda s: ([(s.W, s.W - s.lr * (s.g / s.V + HALF * s.g))], []),
+    "an array divided by the gradient": lambda s: ([(s.W, s.W - s.V / (2 + s.g))], []),
     "only a broadcast rest": lambda s: ([(s.W, s.n - s.lr * s.g)], []),
 }
 

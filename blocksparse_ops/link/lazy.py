@@ -1,27 +1,38 @@
 """Registers a backend's dispatch when PyTensor compiles for it: importing us loads no backend."""
 
-import sys
 from importlib import import_module
 
 from pytensor.compile import optdb
 from pytensor.compile.mode import PYTORCH
+from pytensor.graph.features import Feature
 from pytensor.graph.rewriting.basic import GraphRewriter
 
 # As PyTensor's tags name them, and as the files of this folder are called.
 BACKENDS = ("numba", "jax", "pytorch", "mlx")
 
 
-def dispatch_of(backend):
-    return f"blocksparse_ops.link.{backend}"
-
-
 def load_dispatch(backend):
     """Import the dispatch for a backend, which registers it."""
-    import_module(dispatch_of(backend))
+    import_module(f"blocksparse_ops.link.{backend}")
 
 
-def is_loaded(backend):
-    return dispatch_of(backend) in sys.modules
+class DispatchLoaded(Feature):
+    """Stays with a graph, so that a process which unpickles it loads the dispatch, too.
+
+    A function that was pickled is linked again without being rewritten.
+
+    Parameters
+    ----------
+    backend : str
+        One of `BACKENDS`.
+    """
+
+    def __init__(self, backend):
+        self.backend = backend
+        load_dispatch(backend)
+
+    def __reduce__(self):
+        return type(self), (self.backend,)
 
 
 class LoadDispatch(GraphRewriter):
@@ -39,15 +50,15 @@ class LoadDispatch(GraphRewriter):
         pass
 
     def apply(self, fgraph):
-        load_dispatch(self.backend)
+        fgraph.attach_feature(DispatchLoaded(self.backend))
 
 
-# The modes of a backend include the tag of its name. The tag blocksparse, which turns our rewrites
-# off, must not turn this off.
+# Behind all rewrites, which would call the feature at each change. The modes of a backend include
+# the tag of its name. The tag blocksparse, which turns our rewrites off, must not turn this off.
 for backend in BACKENDS:
     name = f"load_blocksparse_{backend}_dispatch"
     if name not in optdb.__db__:
-        optdb.register(name, LoadDispatch(backend), backend, position=0)
+        optdb.register(name, LoadDispatch(backend), backend, position=1000)
 
 # Only PyTensor's mode PYTORCH has no tag of its own, so it gets one: in place, for it may have been
 # imported by name already.
