@@ -23,7 +23,9 @@ from pytensor.graph.traversal import ancestors
 from blocksparse_ops import sparse_block_dot, sparse_block_gemv, sparse_block_outer
 from blocksparse_ops.zeros import zeros_like
 
-REWRITTEN, AS_IT_STANDS = Mode("py", "fast_run"), Mode("py", None)
+# One of PyTensor's own rewrites fails in 3.0 where what it adds is broadcast.
+REWRITTEN = Mode("py", "fast_run").excluding("local_add_of_sparse_write")
+AS_IT_STANDS = Mode("py", None)
 
 SECONDS, BYTES = 10, 4 << 30
 
@@ -248,8 +250,9 @@ def compare(seed):
     graph = RandomGraph(seed)
     updates = graph.updates()
     outputs = [graph.term(1)] if graph.rng.random() < 0.3 else []
-    expected = run(graph, updates, outputs, AS_IT_STANDS)
-    with pytensor.config.change_flags(on_opt_error="raise"):
+    # Without a compiler, which would be called for each constant that is folded and each Scan.
+    with pytensor.config.change_flags(cxx="", on_opt_error="raise"):
+        expected = run(graph, updates, outputs, AS_IT_STANDS)
         actual = run(graph, updates, outputs, REWRITTEN)
     if isinstance(expected, Exception):
         # PyTensor takes away zeros that are added, of whatever shape.
@@ -287,8 +290,6 @@ def main():
     parser.add_argument("--seed", type=int, default=0, help="of the first graph")
     arguments = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
-    # What folds constants and runs the inside of a Scan would compile it for each graph.
-    pytensor.config.cxx = ""
     start, seed, failures = time.monotonic(), arguments.seed, []
     while time.monotonic() < start + arguments.seconds:
         if arguments.cases is not None and seed == arguments.seed + arguments.cases:
