@@ -119,18 +119,19 @@ def main(argv=None):
     held_out = draw_examples(corpus.held_out, CONTEXT, HELD_OUT_TOKENS, rng)
     unigram = unigram_perplexity(corpus.counts, held_out[1])
     print("Compiling: up to a minute at first, cached for the next time ...", flush=True)
-    compile_start = time.perf_counter()
+    result, compile_start = Result(unigram), time.perf_counter()
+    before = signal.getsignal(signal.SIGINT)
     try:
         model = build_model(corpus.counts, options.dense, options.mode, rng)
         model.compile_for(BATCH)
+        # Raised in a Numba function, a KeyboardInterrupt would turn into a SystemError.
+        signal.signal(signal.SIGINT, lambda *_: setattr(result, "interrupted", True))
+        result.compile_seconds = time.perf_counter() - compile_start
+        train(model, corpus.train, held_out, options.steps, rng, result)
     except KeyboardInterrupt:
         print("\nStopped before training began.")
-        return Result(unigram, interrupted=True)
-    result = Result(unigram, time.perf_counter() - compile_start)
-    # Raised in a Numba function, a KeyboardInterrupt would turn into a SystemError.
-    before = signal.signal(signal.SIGINT, lambda *_: setattr(result, "interrupted", True))
-    try:
-        train(model, corpus.train, held_out, options.steps, rng, result)
+        result.interrupted = True
+        return result
     finally:
         signal.signal(signal.SIGINT, before)
     result.total_seconds = time.perf_counter() - start

@@ -20,9 +20,15 @@
 PyTensor runs all of these again on the graph inside a Scan. All carry the tag ``blocksparse``, so
 that ``mode.excluding("blocksparse")`` turns them off, and their own name, which turns off one.
 
-Besides, on JAX and MLX alone and without that tag, ``local_checked_gather_in_bounds`` (`bounds`),
-at 0.01: no optimization, it keeps a wrong index from what is not its own. Early, while the gather
-of the bias still stands as it was written.
+A rewriter of 2, 3 or 4 gives back a graph only if it has fewer of what it is for: addends of a sum,
+outers that start from zeros, states of a loop. So each of them ends.
+
+Besides, without that tag, at 0.01, on the array libraries that need them. Neither optimizes:
+
+- ``local_checked_gather_in_bounds`` (`bounds`), on JAX and MLX, keeps a wrong index from what is
+  not its own. Early, while the gather of the bias still stands as it was written.
+- ``local_block_zeros_of_known_sizes`` (`sizes`), on JAX, has zeros read their sizes off arrays.
+  Before PyTensor computes sizes from others.
 """
 
 from blocksparse_ops.rewrites import bias as bias

@@ -1,19 +1,12 @@
 import os
 
+# A rewrite that fails is an error, in doctests and in programs that tests run, too: PyTensor would
+# print it and go on without the rewrite.
+os.environ["PYTENSOR_FLAGS"] = f"{os.environ.get('PYTENSOR_FLAGS', '')},on_opt_error=raise"
 # Its compiler takes PyTorch seconds for each shape: test_pytorch.py turns it on for some.
 os.environ["TORCHDYNAMO_DISABLE"] = "1"
 # Of JAX most of the time is XLA's, on loops that run once.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
-
-import pytensor
-import pytest
-
-
-@pytest.fixture(autouse=True)
-def _a_rewrite_that_fails_is_an_error():
-    """PyTensor would print it and go on without the rewrite."""
-    with pytensor.config.change_flags(on_opt_error="raise"):
-        yield
 
 
 def pytest_generate_tests(metafunc):

@@ -69,7 +69,7 @@ for mode in ("FAST_COMPILE", "CVM", "NUMBA"):
 def test_everything_works_without_a_compiler():
     run = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", WITHOUT_COMPILER],
-        env={"PYTENSOR_FLAGS": "cxx=", "PATH": "/usr/bin:/bin"},
+        env={"PYTENSOR_FLAGS": "cxx=,on_opt_error=raise", "PATH": "/usr/bin:/bin"},
         capture_output=True,
         text=True,
     )

@@ -10,6 +10,7 @@ import pytensor
 import pytensor.tensor as pt
 import pytest
 from cases import ALL_MODES, COMPILED_LAYOUTS, MODES, Draw, Sizes, symbols
+from scipy.sparse import csr_matrix
 from test_values import PROBLEMS, compiled
 
 from blocksparse_ops import (
@@ -251,6 +252,30 @@ def test_sparse_arguments_are_refused(build, problem):
     x = pytensor.sparse.csr_matrix("x")
     with pytest.raises(TypeError, match=r"h is a .*; expected a dense tensor"):
         build(**{**arrays, "h": x})
+
+
+NO_TENSORS = {
+    "None": None,
+    "a SciPy matrix": csr_matrix(np.ones((3, 4))),
+    "a ragged list": [[0, 1], [0]],
+    "of objects": np.array([[None, 1]], object),
+    "of words": [["one", "two"]],
+    "a buffer": memoryview(b"abc"),
+    "a dict": {"a": 1},
+}
+
+
+@pytest.mark.parametrize(
+    ("build", "problem"),
+    [(sparse_block_gemv, "gemv"), (sparse_block_outer, "outer"), (sparse_block_dot, "dot")],
+)
+@pytest.mark.parametrize("kind", NO_TENSORS)
+def test_arguments_that_are_no_tensors(build, problem, kind):
+    arrays = getattr(Draw(SIZES, 0, "float32"), problem)()
+    optional = {"outer": ["alpha"], "dot": ["b"]}.get(problem, []) if kind == "None" else []
+    for name in set(arrays) - set(optional):
+        with pytest.raises(TypeError, match=rf": {name} is .*, of which no tensor .* Expected"):
+            build(**{**arrays, name: NO_TENSORS[kind]})
 
 
 def test_a_scale_that_would_lose_its_fraction():

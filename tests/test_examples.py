@@ -112,15 +112,30 @@ def test_language_model_stops_on_an_interrupt(example, plot, capsys, monkeypatch
     assert ("pip install matplotlib" in shown) == (example.Figure is None)
 
 
-def test_language_model_stops_on_an_interrupt_of_the_compilation(example, monkeypatch, capsys):
+class SmallestModel:
+    def compile_for(self, batch):
+        pass
+
+
+@pytest.mark.parametrize("moment", ["compiling", "just before training"])
+def test_language_model_stops_on_an_interrupt_before_training(example, monkeypatch, capsys, moment):
+    handle, handlers = signal.signal, []
+
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(example, "build_model", interrupted)
+    def interrupted_once(number, handler):
+        handlers.append(handler)
+        return interrupted() if len(handlers) == 1 else handle(number, handler)
+
+    build = interrupted if moment == "compiling" else lambda *_: SmallestModel()
+    monkeypatch.setattr(example, "build_model", build)
+    monkeypatch.setattr(signal, "signal", interrupted_once if moment != "compiling" else handle)
     result = example.main(SMALL)
     assert result.interrupted
     assert math.isnan(result.perplexity)
     assert "Stopped before training began" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_language_model_splits_by_file_and_seed(corpus):

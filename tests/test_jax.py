@@ -173,7 +173,7 @@ def test_without_64_bits_a_larger_index_is_cut():
     """JAX cuts it before the graph sees it: what the docs say cannot be helped. All else is NaN."""
     run = subprocess.run(
         [sys.executable, "-c", WITHOUT_X64],
-        env={**os.environ, "PYTENSOR_FLAGS": "floatX=float32"},
+        env={**os.environ, "PYTENSOR_FLAGS": "floatX=float32,on_opt_error=raise"},
         capture_output=True,
         text=True,
         check=True,

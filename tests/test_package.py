@@ -2,6 +2,7 @@
 
 import importlib
 import pickle
+import shutil
 import subprocess
 import sys
 from importlib import metadata, resources
@@ -29,6 +30,7 @@ def test_badges_tell_what_is_required():
     assert f"License-{license}-blue" in shown
     assert {"<4", ">=3.0.7"} == set(pytensor.removeprefix("pytensor").split(","))
     assert "PyTensor-≥ 3.0.7, < 4-blue" in shown
+    assert "Python 3.11 with\nPyTensor 3.0.7, the oldest" in readme.read_text()
 
 
 @pytest.mark.parametrize(
@@ -58,6 +60,19 @@ def test_an_unpickled_op_loads_no_library(backend):
     code = f"import sys, pickle; pickle.loads({op!r}); {BACKENDS_LOADED}"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"jax", "torch", "mlx"} & set(eval(run.stdout))
+
+
+def test_a_checkout_that_is_not_installed_says_so(tmp_path):
+    package = Path(blocksparse_ops.__file__).parent
+    shutil.copytree(package, tmp_path / package.name, ignore=shutil.ignore_patterns("rewrites"))
+    # Without what an installation adds to the ways of finding a module.
+    code = (
+        "import sys; sys.meta_path = [f for f in sys.meta_path if 'editable' not in str(f)]\n"
+        "import blocksparse_ops"
+    )
+    command = [sys.executable, "-c", code]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert "when the package is installed. Run `python -m pip install -e .`" in run.stderr
 
 
 def test_importing_twice_is_harmless():

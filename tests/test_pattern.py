@@ -71,6 +71,8 @@ def test_the_path_follows_the_reuse(batch, path):
         ([[0.5]], [[0]], TypeError),
         ([[[0]]], [[0]], TypeError),
         (0, [0], TypeError),
+        (None, [0], TypeError),
+        ([[0, 1], [0]], [[0], [0]], TypeError),
         ([0], [[0]], TypeError),
     ],
 )
@@ -101,6 +103,14 @@ def test_the_picture_shows_the_counts():
     assert shown.mask[0, 0]
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("output block", "input block")
     assert draw_pattern(*indices, (3, 2), ax=ax) is ax
+
+
+@pytest.mark.parametrize("blocks", [(0, 0), (0, 3), (3, 0)])
+@pytest.mark.filterwarnings("error")
+def test_the_picture_of_no_blocks(blocks):
+    ax = draw_pattern(np.zeros((2, 0), "int64"), np.zeros((2, 0), "int64"), blocks)
+    ax.figure.canvas.draw()
+    assert ax.get_title() == "0 of 0 blocks in use, 0 times each"
 
 
 @pytest.mark.parametrize("sizes", [sizes for sizes in FEW_SIZES if sizes.iSize * sizes.oSize])

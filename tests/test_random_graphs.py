@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import pytest
 import random_graphs
 
 
@@ -17,10 +18,8 @@ def test_a_failure_prints_the_command_that_repeats_it(monkeypatch, capsys):
     monkeypatch.setattr(random_graphs, "compare", lambda seed: 1 / (seed - 8))
     monkeypatch.setattr(sys, "argv", ["random_graphs.py", "--cases", "3", "--seed", "7"])
     monkeypatch.setattr(random_graphs.resource, "setrlimit", lambda *limits: None)
-    try:
+    with pytest.raises(SystemExit, match="True"):
         random_graphs.main()
-    except SystemExit as end:
-        assert end.code
     shown = capsys.readouterr().out
     assert "failed: python tests/random_graphs.py --cases 1 --seed 8" in shown
     assert "3 graphs, 1 failures: [8]" in shown
