@@ -20,8 +20,14 @@ except ModuleNotFoundError as error:
     ) from None
 
 from blocksparse_ops.dot import sparse_block_dot
-from blocksparse_ops.gemv import SparseBlockGemv, sparse_block_gemv, sparse_block_gemv_inplace
-from blocksparse_ops.outer import SparseBlockOuter, sparse_block_outer, sparse_block_outer_inplace
+from blocksparse_ops.ops import (
+    SparseBlockGemv,
+    SparseBlockOuter,
+    sparse_block_gemv,
+    sparse_block_gemv_inplace,
+    sparse_block_outer,
+    sparse_block_outer_inplace,
+)
 
 __version__ = "0.1.0"
 

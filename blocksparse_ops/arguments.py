@@ -17,7 +17,7 @@ def as_argument(signature, name, value):
         If it cannot be one, or has not the dimensions, or as an index not the dtype, that `name`
         must have.
     """
-    is_index = name in signature.counts
+    is_index = name in signature.indexed
     variable = (as_block_index if is_index else as_tensor)(signature.op, name, value)
     letters = signature.axes[name]
     if not isinstance(variable.type, DenseTensorType):

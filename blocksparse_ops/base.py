@@ -55,7 +55,7 @@ class SparseBlockOp(OpenMPOp):
         computed = [
             position
             for position, (name, letters) in enumerate(self.signature.axes.items())
-            if letters and name not in self.signature.counts
+            if letters and name not in self.signature.indexed
         ]
         dtype = ps.upcast(*(variables[position].dtype for position in computed))
         if self.inplace and variables[0].dtype != dtype:
@@ -67,7 +67,7 @@ class SparseBlockOp(OpenMPOp):
             )
         return [
             variable
-            if name in self.signature.counts or variable.dtype == dtype
+            if name in self.signature.indexed or variable.dtype == dtype
             else self._cast(name, variable, dtype)
             for name, variable in zip(self.signature.names, variables, strict=True)
         ]
@@ -88,42 +88,51 @@ class SparseBlockOp(OpenMPOp):
         return [args[-1][0]]
 
     def connection_pattern(self, node):
-        return [[name not in self.signature.counts] for name in self.signature.names]
+        return [[name not in self.signature.indexed] for name in self.signature.names]
 
     def grad(self, inputs, output_grads):
         """The name under which Theano knew `pullback`."""
         return self.pullback(inputs, None, output_grads)
 
-    @staticmethod
-    def _passed_on(cotangent):
-        """The gradient in what is added to: the cotangent, but as a variable of its own.
-
-        PyTensor's default pushforward, a pullback of a pullback, gives the gradients of the first
-        values; a gradient that is the cotangent itself would cut off its other uses there.
-        """
-        return tensor_copy(cotangent)
-
-    def _pushed_forward(self, o, to, terms):
-        """The tangent of the result: that of `o`, with each term that has a tangent added to it.
-
-        A term is a tangent, and the arguments after `o` with which the op adds it.
-        """
-        terms = [x for tangent, x in terms if not isinstance(tangent.type, DisconnectedType)]
-        if isinstance(to.type, DisconnectedType):
-            if not terms:
-                return [disconnected_type()]
-            to = zeros_like(o)
-        for arguments in terms:
-            to = type(self)()(to, *arguments)
-        return [to]
-
-    def _require_differentiable(self, o):
+    def pullback(self, inputs, outputs, cotangents):
+        o, (g,) = inputs[0], cotangents
         if o.dtype in complex_dtypes:
             raise TypeError(
                 f"{self.signature.op}: gradients are defined for real dtypes, not for {o.dtype}. "
                 "Write the real and the imaginary part as two real arrays"
             )
-        return o.dtype not in discrete_dtypes
+        named = dict(zip(self.signature.names, inputs, strict=True))
+        if o.dtype in discrete_dtypes:
+            gradients = {name: x.zeros_like(dtype=config.floatX) for name, x in named.items()}
+        else:
+            # A variable of its own: PyTensor's default pushforward, a pullback of a pullback, gives
+            # the gradients of the first values, which would cut off other uses of the cotangent.
+            gradients = {"o": tensor_copy(g), **self.gradients(g, *inputs)}
+        return [
+            disconnected_type() if name in self.signature.indexed else gradients[name]
+            for name in named
+        ]
+
+    def gradients(self, g, *inputs):
+        """The gradient in each factor, by its name, for the cotangent `g` of the result."""
+        raise NotImplementedError
+
+    def pushforward(self, inputs, outputs, tangents):
+        """The tangent of what is added to, and the op on each factor's: it is linear in each."""
+        o, *factors = inputs
+        tangents = [
+            None if name in self.signature.indexed or isinstance(x.type, DisconnectedType) else x
+            for name, x in zip(self.signature.names, tangents, strict=True)
+        ]
+        if all(tangent is None for tangent in tangents):
+            return [disconnected_type()]
+        result, *others = tangents
+        if result is None:
+            result = zeros_like(o)
+        for k, tangent in enumerate(others):
+            if tangent is not None:
+                result = type(self)()(result, *factors[:k], tangent, *factors[k + 1 :])
+        return [result]
 
     def c_support_code(self, **kwargs):
         return source.support_code()

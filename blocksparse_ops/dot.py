@@ -4,8 +4,8 @@ from pytensor.scalar import upcast
 from pytensor.tensor.type import DenseTensorType
 
 from blocksparse_ops.arguments import as_argument, as_block_index, as_tensor
-from blocksparse_ops.gemv import sparse_block_gemv
 from blocksparse_ops.index import CheckBlockIndex
+from blocksparse_ops.ops import sparse_block_gemv
 from blocksparse_ops.signature import DOT, DOT_WITHOUT_BIAS
 from blocksparse_ops.zeros import zeros
 
@@ -79,21 +79,27 @@ def sparse_block_dot(W, h, inputIdx, b, outputIdx):
 def _checked(signature, arguments, index, along_with):
     """An index that has been checked, and with it the sizes of it and another argument."""
 
-    def size(place):
-        name, axis, _ = signature.places[place]
+    def size(position):
+        name, axis, _ = signature.dimensions[position]
         return arguments[name].shape[axis]
 
-    agreements = [
-        pair for pair in signature.agreements if signature.places[pair[1]][0] in (index, along_with)
+    equal_sizes = [
+        pair
+        for pair in signature.equal_sizes
+        if signature.dimensions[pair[1]][0] in (index, along_with)
     ]
-    blocks = signature.counted(index)
+    blocks = signature.blocks_of(index)
     check = CheckBlockIndex(
         signature.op,
         index,
-        signature.place_name(blocks),
-        tuple(tuple(map(signature.place_name, pair)) for pair in agreements),
+        signature.dimension_name(blocks),
+        tuple(tuple(map(signature.dimension_name, pair)) for pair in equal_sizes),
     )
-    return check(arguments[index], size(blocks), *(size(k) for pair in agreements for k in pair))
+    return check(
+        arguments[index],
+        size(blocks),
+        *(size(position) for pair in equal_sizes for position in pair),
+    )
 
 
 def _with_batch(h, inputIdx, outputIdx):

@@ -8,20 +8,20 @@ from blocksparse_ops.signature import GEMV, OUTER, SIGNED_INDEX, UNSIGNED_INDEX,
 
 
 def gemv(o, W, h, inputIdx, outputIdx, inplace=False):
-    """o[b, w] + sum_v h[b, v] @ W[inputIdx[b, v], outputIdx[b, w]], in o itself if `inplace`."""
+    """o[n, w] + sum_v h[n, v] @ W[inputIdx[n, v], outputIdx[n, w]], in o itself if `inplace`."""
     inputIdx, outputIdx = check(GEMV, (o, W, h, inputIdx, outputIdx))
     out = destination(o, inplace)
-    for i, j, b, v, w in block_groups(inputIdx, outputIdx):
-        np.add.at(out, (b, w), h[b, v] @ W[i, j])
+    for i, j, n, v, w in block_groups(inputIdx, outputIdx):
+        np.add.at(out, (n, w), h[n, v] @ W[i, j])
     return out
 
 
 def outer(o, x, y, xIdx, yIdx, alpha, inplace=False):
-    """o[xIdx[b, v], yIdx[b, w]] += alpha * outer(x[b, v], y[b, w]), in o itself if `inplace`."""
+    """o[xIdx[n, v], yIdx[n, w]] += alpha * outer(x[n, v], y[n, w]), in o itself if `inplace`."""
     xIdx, yIdx = check(OUTER, (o, x, y, xIdx, yIdx, alpha))
     out = destination(o, inplace)
-    for i, j, b, v, w in block_groups(xIdx, yIdx):
-        out[i, j] += alpha * (x[b, v].T @ y[b, w])
+    for i, j, n, v, w in block_groups(xIdx, yIdx):
+        out[i, j] += alpha * (x[n, v].T @ y[n, w])
     return out
 
 
@@ -37,9 +37,9 @@ def check(signature: Signature, arrays: Sequence[np.ndarray]) -> list[np.ndarray
     """
     sizes = signature.check_sizes([array.shape for array in arrays])
     indices = []
-    for name in signature.counts:
+    for name in signature.indexed:
         which = signature.names.index(name)
-        index, blocks = arrays[which], sizes[signature.counted(name)]
+        index, blocks = arrays[which], sizes[signature.blocks_of(name)]
         where = first_out_of_range(index, blocks)
         if where is not None:
             kind = UNSIGNED_INDEX if index.dtype.kind == "u" else SIGNED_INDEX
@@ -67,7 +67,7 @@ def destination(o: np.ndarray, inplace: bool) -> np.ndarray:
 
 
 def block_groups(inputIdx: np.ndarray, outputIdx: np.ndarray) -> Iterator[tuple]:
-    """Yield (i, j, b, v, w) for each block (i, j) in use; b, v, w are arrays, an entry a triple."""
+    """Yield (i, j, n, v, w) for each block (i, j) in use; n, v, w are arrays, an entry a triple."""
     i, j = np.broadcast_arrays(inputIdx[:, :, None], outputIdx[:, None, :])
     if not i.size:
         return

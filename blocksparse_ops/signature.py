@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NoReturn
 
-# The kinds of record. The C++ and the Numba `check` return the same numbers.
-SOUND, SHAPE, SIGNED_INDEX, UNSIGNED_INDEX, OVERFLOW, MEMORY = range(6)
+# What is wrong with a call. The C++ and the Numba `check` return the same numbers.
+NO_FAULT, SHAPE, SIGNED_INDEX, UNSIGNED_INDEX, OVERFLOW, MEMORY = range(6)
 
 LARGEST = 2**63 - 1
 
@@ -28,20 +28,20 @@ class Signature:
         The name that errors begin with.
     axes : dict of str to str
         Argument name to its axes' letters, in the order of the op's inputs.
-    counts : dict of str to str
+    indexed : dict of str to str
         Name of each index argument to the letter of the axis whose blocks it names.
     """
 
     op: str
     axes: dict[str, str]
-    counts: dict[str, str]
+    indexed: dict[str, str]
 
     @cached_property
     def names(self) -> tuple[str, ...]:
         return tuple(self.axes)
 
     @cached_property
-    def places(self) -> tuple[tuple[str, int, str], ...]:
+    def dimensions(self) -> tuple[tuple[str, int, str], ...]:
         """(argument, axis, letter) of every axis of every argument, one after the other."""
         return tuple(
             (name, axis, letter)
@@ -50,21 +50,21 @@ class Signature:
         )
 
     @cached_property
-    def agreements(self) -> tuple[tuple[int, int], ...]:
-        """Pairs of positions in `places` whose sizes must be equal."""
+    def equal_sizes(self) -> tuple[tuple[int, int], ...]:
+        """Pairs of positions in `dimensions` whose sizes must be equal."""
         return tuple(
-            (self.place(letter), position)
-            for position, (_, _, letter) in enumerate(self.places)
-            if position != self.place(letter)
+            (self.first(letter), position)
+            for position, (_, _, letter) in enumerate(self.dimensions)
+            if position != self.first(letter)
         )
 
-    def place(self, letter: str) -> int:
-        """Position in `places` at which a letter first stands."""
-        return next(k for k, (_, _, other) in enumerate(self.places) if other == letter)
+    def first(self, letter: str) -> int:
+        """Position in `dimensions` at which a letter first stands."""
+        return next(k for k, (_, _, other) in enumerate(self.dimensions) if other == letter)
 
-    def counted(self, name: str) -> int:
-        """Position in `places` of the number of blocks that an index argument names."""
-        return self.place(self.counts[name])
+    def blocks_of(self, name: str) -> int:
+        """Position in `dimensions` of the number of blocks that an index argument names."""
+        return self.first(self.indexed[name])
 
     def gufunc(self) -> str:
         """The same as a NumPy generalised-ufunc signature; the first argument is the result."""
@@ -81,7 +81,7 @@ class Signature:
         """
         sizes = [size for shape in shapes for size in shape]
         known: dict[str, int] = {}
-        for position, (size, (_, _, letter)) in enumerate(zip(sizes, self.places, strict=True)):
+        for position, (size, (_, _, letter)) in enumerate(zip(sizes, self.dimensions, strict=True)):
             if size is None:
                 continue
             first = known.setdefault(letter, position)
@@ -89,7 +89,7 @@ class Signature:
                 raise ValueError(self._disagreement(first, sizes[first], position, size))
         return {
             letter: sizes[known[letter]] if letter in known else None
-            for _, _, letter in self.places
+            for _, _, letter in self.dimensions
         }
 
     def check_sizes(self, shapes: Sequence[tuple[int, ...]]) -> list[int]:
@@ -103,22 +103,22 @@ class Signature:
             If an index has 2**32 values or more, or there are 2**63 triples or more.
         """
         sizes = [size for shape in shapes for size in shape]
-        for which, (one, other) in enumerate(self.agreements):
+        for which, (one, other) in enumerate(self.equal_sizes):
             if sizes[one] != sizes[other]:
                 self.raise_fault(SHAPE, which, sizes[one], sizes[other], 0, 0)
-        batch, inputs, outputs = (sizes[self.place(letter)] for letter in "bvw")
+        batch, inputs, outputs = (sizes[self.first(letter)] for letter in "nvw")
         triples = batch * inputs * outputs
         if triples > LARGEST or (triples and batch * max(inputs, outputs) > MOST_ROWS):
             self.raise_fault(OVERFLOW, 0, 0, 0, 0, 0)
         return sizes
 
-    def place_name(self, position: int) -> str:
-        """What a position in `places` is called in errors."""
-        name, axis, _ = self.places[position]
+    def dimension_name(self, position: int) -> str:
+        """What a position in `dimensions` is called in errors."""
+        name, axis, _ = self.dimensions[position]
         return f"{name}.shape[{axis}]"
 
     def _disagreement(self, one: int, size: int, other: int, other_size: int) -> str:
-        names = self.place_name(one), self.place_name(other)
+        names = self.dimension_name(one), self.dimension_name(other)
         return disagreement(self.op, names[0], size, names[1], other_size)
 
     def raise_fault(
@@ -131,14 +131,14 @@ class Signature:
         kind : int
             One of the constants of this module.
         which : int
-            For SHAPE the position in `agreements`, for an index the position in `names`.
+            For SHAPE the position in `equal_sizes`, for an index the position in `names`.
         first, second : int
             For SHAPE the two sizes, for an index where the value stands.
         value, size : int
             For an index its 64 bits, and the number of blocks.
         """
         if kind == SHAPE:
-            one, other = self.agreements[which]
+            one, other = self.equal_sizes[which]
             raise ValueError(self._disagreement(one, first, other, second))
         if kind == OVERFLOW:
             raise OverflowError(
@@ -150,7 +150,7 @@ class Signature:
         name = self.names[which]
         if kind == UNSIGNED_INDEX:
             value %= 2**64
-        axis = self.place_name(self.counted(name))
+        axis = self.dimension_name(self.blocks_of(name))
         raise IndexError(out_of_range(f"{self.op}: {name}", (first, second), value, axis, size))
 
 
@@ -173,7 +173,7 @@ def out_of_range(name: str, where: Sequence[int], value: int, axis: str, size: i
 
 # What the letters of the signatures stand for.
 AXES = {
-    "b": "batch",
+    "n": "batch",
     "i": "iBlocks",
     "j": "oBlocks",
     "v": "iWin",
@@ -184,20 +184,20 @@ AXES = {
 
 GEMV = Signature(
     op="SparseBlockGemv",
-    axes={"o": "bwq", "W": "ijpq", "h": "bvp", "inputIdx": "bv", "outputIdx": "bw"},
-    counts={"inputIdx": "i", "outputIdx": "j"},
+    axes={"o": "nwq", "W": "ijpq", "h": "nvp", "inputIdx": "nv", "outputIdx": "nw"},
+    indexed={"inputIdx": "i", "outputIdx": "j"},
 )
 
 OUTER = Signature(
     op="SparseBlockOuter",
-    axes={"o": "ijpq", "x": "bvp", "y": "bwq", "xIdx": "bv", "yIdx": "bw", "alpha": ""},
-    counts={"xIdx": "i", "yIdx": "j"},
+    axes={"o": "ijpq", "x": "nvp", "y": "nwq", "xIdx": "nv", "yIdx": "nw", "alpha": ""},
+    indexed={"xIdx": "i", "yIdx": "j"},
 )
 
 DOT = Signature(
     op="sparse_block_dot",
-    axes={"W": "ijpq", "h": "bvp", "inputIdx": "bv", "b": "jq", "outputIdx": "bw"},
-    counts={"inputIdx": "i", "outputIdx": "j"},
+    axes={"W": "ijpq", "h": "nvp", "inputIdx": "nv", "b": "jq", "outputIdx": "nw"},
+    indexed={"inputIdx": "i", "outputIdx": "j"},
 )
 
 DOT_WITHOUT_BIAS = replace(

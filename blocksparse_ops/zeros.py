@@ -1,12 +1,14 @@
 """Zeros that stay an allocation, so that what is added to them can be added in place."""
 
 import numpy as np
-from pytensor.graph.basic import Variable
+from pytensor.graph.basic import Apply, Variable
+from pytensor.graph.op import Op
 from pytensor.tensor.basic import (
     Alloc,
     constant,
     get_underlying_scalar_constant_value,
 )
+from pytensor.tensor.type import lscalar
 
 
 class BlockZeros(Alloc):
@@ -46,6 +48,26 @@ class BlockZeros(Alloc):
 
     def c_code_cache_version(self):
         return (1, *super().c_code_cache_version())
+
+
+class SizeOf(Op):
+    """``x.shape[axis]``, of which PyTensor does not know that it is a size: it stays as it is.
+
+    Parameters
+    ----------
+    axis : int
+    """
+
+    __props__ = ("axis",)
+
+    def __init__(self, axis):
+        self.axis = axis
+
+    def make_node(self, x):
+        return Apply(self, [x], [lscalar()])
+
+    def perform(self, node, inputs, output_storage):
+        output_storage[0][0] = np.asarray(inputs[0].shape[self.axis])
 
 
 def zeros(shape, dtype):

@@ -6,7 +6,7 @@ from pytensor.scalar import Add
 from pytensor.tensor.math import add
 from pytensor.tensor.shape import Reshape
 
-from blocksparse_ops.gemv import SparseBlockGemv
+from blocksparse_ops.ops import SparseBlockGemv
 from blocksparse_ops.rewrites.match import (
     is_elementwise,
     like,

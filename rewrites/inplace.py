@@ -3,8 +3,7 @@
 from pytensor.compile import optdb
 from pytensor.graph.rewriting.basic import copy_stack_trace, dfs_rewriter, node_rewriter
 
-from blocksparse_ops.gemv import SparseBlockGemv
-from blocksparse_ops.outer import SparseBlockOuter
+from blocksparse_ops.ops import SparseBlockGemv, SparseBlockOuter
 
 
 def inplace_twin(node):

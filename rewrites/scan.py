@@ -17,7 +17,7 @@ from pytensor.scan.rewriting.trace import scan_sit_sot_to_untraced
 from pytensor.tensor.basic import expand_dims
 from pytensor.tensor.subtensor import Subtensor, get_idx_list
 
-from blocksparse_ops.outer import SparseBlockOuter
+from blocksparse_ops.ops import SparseBlockOuter
 from blocksparse_ops.zeros import BlockZeros
 
 

@@ -4,36 +4,13 @@ PyTensor computes ``x.shape[k]`` from the sizes of what `x` is made of. In JAX a
 computed is traced, and no size of an array may be.
 """
 
-import numpy as np
 from pytensor.compile import optdb
-from pytensor.graph.basic import Apply, Constant
-from pytensor.graph.op import Op
+from pytensor.graph.basic import Constant
 from pytensor.graph.rewriting.basic import copy_stack_trace, dfs_rewriter, node_rewriter
 from pytensor.tensor.shape import Shape
 from pytensor.tensor.subtensor import Subtensor, get_idx_list
-from pytensor.tensor.type import lscalar
 
-from blocksparse_ops.zeros import BlockZeros
-
-
-class SizeOf(Op):
-    """``x.shape[axis]``, of which PyTensor does not know that it is a size.
-
-    Parameters
-    ----------
-    axis : int
-    """
-
-    __props__ = ("axis",)
-
-    def __init__(self, axis):
-        self.axis = axis
-
-    def make_node(self, x):
-        return Apply(self, [x], [lscalar()])
-
-    def perform(self, node, inputs, output_storage):
-        output_storage[0][0] = np.asarray(inputs[0].shape[self.axis])
+from blocksparse_ops.zeros import BlockZeros, SizeOf
 
 
 @node_rewriter([BlockZeros])

@@ -14,7 +14,7 @@ from pytensor.tensor.math import add, mul, true_div
 from pytensor.tensor.shape import SpecifyShape
 from pytensor.tensor.type import continuous_dtypes
 
-from blocksparse_ops.outer import SparseBlockOuter
+from blocksparse_ops.ops import SparseBlockOuter
 from blocksparse_ops.rewrites.match import (
     is_elementwise,
     like,

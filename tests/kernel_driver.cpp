@@ -113,11 +113,11 @@ class Check {
 
     // Two sizes that must agree and do not.
     void disagreement(Random& random) const {
-        const i64 k = random.below(problem.agreements.size());
-        const Place& place = problem.places[problem.agreements[k].other];
+        const i64 k = random.below(problem.equal_sizes.size());
+        const Dimension& dimension = problem.dimensions[problem.equal_sizes[k].other];
         Array changed[Kernel::arguments];
         std::copy(problem.arguments, problem.arguments + Kernel::arguments, changed);
-        const i64 size = changed[place.argument].shape[place.axis]++;
+        const i64 size = changed[dimension.argument].shape[dimension.axis]++;
         expect({shape_fault, k, size, size + 1, 0, 0}, prepare(changed));
     }
 
@@ -125,9 +125,9 @@ class Check {
     void overflow() const {
         Array changed[Kernel::arguments];
         std::copy(problem.arguments, problem.arguments + Kernel::arguments, changed);
-        for (const Place& place : problem.places)
-            if (std::strchr("bvw", place.letter))
-                changed[place.argument].shape[place.axis] = i64{1} << 31;
+        for (const Dimension& dimension : problem.dimensions)
+            if (std::strchr("nvw", dimension.letter))
+                changed[dimension.argument].shape[dimension.axis] = i64{1} << 31;
         expect({overflow_fault, 0, 0, 0, 0, 0}, prepare(changed));
     }
 
@@ -145,7 +145,7 @@ class Check {
         // Which may be several elements, of which the first is told.
         Fault fault;
         index.for_each([&](char* address, const i64* at) {
-            const Kind kind = type.is_signed ? signed_index : unsigned_index;
+            const FaultKind kind = type.is_signed ? signed_index : unsigned_index;
             if (!fault && type.load(address) == wrong)
                 fault = {kind, argument, at[0], at[1], wrong, blocks};
         });
@@ -158,8 +158,8 @@ class Check {
     const Tensor& out;
 
     Fault prepare(Kernel& kernel, const Array* arguments, int threads) const {
-        return kernel.prepare(arguments, problem.agreements.data(),
-                              static_cast<int>(problem.agreements.size()), Thresholds{1}, threads);
+        return kernel.prepare(arguments, problem.equal_sizes.data(),
+                              static_cast<int>(problem.equal_sizes.size()), Thresholds{1}, threads);
     }
 
     Fault prepare(const Array* arguments) const {

@@ -146,7 +146,7 @@ struct Op<Gemv<T>> {
     using Scalar = T;
     static constexpr bool is_gemv = true;
     static constexpr const char* name = sizeof(T) == 4 ? "gemv<float>" : "gemv<double>";
-    static constexpr const char* axes[] = {"bwq", "ijpq", "bvp", "bv", "bw"};
+    static constexpr const char* axes[] = {"nwq", "ijpq", "nvp", "nv", "nw"};
 };
 
 template <class T>
@@ -154,7 +154,7 @@ struct Op<Outer<T>> {
     using Scalar = T;
     static constexpr bool is_gemv = false;
     static constexpr const char* name = sizeof(T) == 4 ? "outer<float>" : "outer<double>";
-    static constexpr const char* axes[] = {"ijpq", "bvp", "bwq", "bv", "bw", ""};
+    static constexpr const char* axes[] = {"ijpq", "nvp", "nwq", "nv", "nw", ""};
 };
 
 // What an element of the output should be, and for the bound of its error the sum of magnitudes.
@@ -170,7 +170,7 @@ struct Sum {
 };
 
 // An axis of an argument.
-struct Place {
+struct Dimension {
     char letter;
     int argument, axis;
 };
@@ -182,8 +182,8 @@ struct Problem {
 
     Sizes sizes;
     bool is_exact;              // small integers, whose sums have no error
-    std::vector<Place> places;  // of all arguments, one after the other
-    std::vector<Agreement> agreements;
+    std::vector<Dimension> dimensions;  // of all arguments, one after the other
+    std::vector<SizePair> equal_sizes;
     IndexType types[count];
     Tensor tensors[count], &out = tensors[0];
     std::string contents[count];  // of the tensors, before any call
@@ -193,7 +193,7 @@ struct Problem {
         for (int a = 0; a < count; ++a) {
             std::vector<i64> shape;
             for (const char* letter = Op<Kernel>::axes[a]; *letter; ++letter) {
-                add_place({*letter, a, static_cast<int>(shape.size())});
+                add_dimension({*letter, a, static_cast<int>(shape.size())});
                 shape.push_back(sizes[*letter]);
             }
             types[a] = IndexType::draw(random);
@@ -229,15 +229,15 @@ struct Problem {
         });
         const i64 outputs = sizes.at('w'), oBlocks = sizes.at('j');
         const i64 depth = sizes.at('p'), columns = sizes.at('q');
-        for_each_triple([&](i64 b, i64 v, i64 w, i64 i, i64 j) {
+        for_each_triple([&](i64 n, i64 v, i64 w, i64 i, i64 j) {
             for (i64 p = 0; p < depth; ++p)
                 for (i64 q = 0; q < columns; ++q)
                     if constexpr (Op<Kernel>::is_gemv)
-                        sums[(b * outputs + w) * columns + q].add(element(1, i, j, p, q) *
-                                                                  element(2, b, v, p));
+                        sums[(n * outputs + w) * columns + q].add(element(1, i, j, p, q) *
+                                                                  element(2, n, v, p));
                     else
                         sums[((i * oBlocks + j) * depth + p) * columns + q].add(
-                            element(5) * element(1, b, v, p) * element(2, b, w, q));
+                            element(5) * element(1, n, v, p) * element(2, n, w, q));
         });
         return sums;
     }
@@ -249,17 +249,17 @@ struct Problem {
         return argument == input_index || argument == output_index;
     }
 
-    void add_place(const Place& place) {
-        const auto first = std::find_if(places.begin(), places.end(), [&](const Place& other) {
-            return other.letter == place.letter;
+    void add_dimension(const Dimension& dimension) {
+        const auto first = std::find_if(dimensions.begin(), dimensions.end(), [&](const Dimension& other) {
+            return other.letter == dimension.letter;
         });
-        if (first != places.end())
-            agreements.push_back({static_cast<int>(first - places.begin()),
-                                  static_cast<int>(places.size())});
-        places.push_back(place);
+        if (first != dimensions.end())
+            equal_sizes.push_back({static_cast<int>(first - dimensions.begin()),
+                                  static_cast<int>(dimensions.size())});
+        dimensions.push_back(dimension);
     }
 
-    void draw_index(Random& random, int argument, i64 n, bool rows_are_equal,
+    void draw_index(Random& random, int argument, i64 count, bool rows_are_equal,
                     std::vector<i64>& blocks) {
         const Tensor& tensor = tensors[argument];
         const IndexType& type = types[argument];
@@ -268,14 +268,14 @@ struct Problem {
                 std::memcpy(address, address - at[0] * tensor.array.strides[0], type.bytes);
                 return;
             }
-            const i64 block = random.below(n), from_end = block - n;
+            const i64 block = random.below(count), from_end = block - count;
             const bool may_be_negative = type.is_signed && type.holds(from_end);
             const bool is_negative = may_be_negative && random.once_in(2);
             type.store(address, is_negative || !type.holds(block) ? from_end : block);
         });
         tensor.for_each([&](char* address, const i64*) {
             const i64 value = type.load(address);
-            blocks.push_back(value < 0 ? value + n : value);
+            blocks.push_back(value < 0 ? value + count : value);
         });
     }
 
@@ -283,10 +283,10 @@ struct Problem {
     template <class Use>
     void for_each_triple(const Use& use) const {
         const i64 inputs = sizes.at('v'), outputs = sizes.at('w');
-        for (i64 b = 0; b < sizes.at('b'); ++b)
+        for (i64 n = 0; n < sizes.at('n'); ++n)
             for (i64 v = 0; v < inputs; ++v)
                 for (i64 w = 0; w < outputs; ++w)
-                    use(b, v, w, input_blocks[b * inputs + v], output_blocks[b * outputs + w]);
+                    use(n, v, w, input_blocks[n * inputs + v], output_blocks[n * outputs + w]);
     }
 
     // Blocks that no triple uses keep what new memory holds.

@@ -16,10 +16,10 @@ def gemv(o, W, h, inputIdx, outputIdx):
     value, magnitude = widen(o), widen(abs(o))
     W, h = widen(W), widen(h)
     (batch, oWin), iWin = outputIdx.shape, inputIdx.shape[1]
-    for b, w, v in product(range(batch), range(oWin), range(iWin)):
-        block = W[int(inputIdx[b, v]), int(outputIdx[b, w])]
-        value[b, w] += h[b, v] @ block
-        magnitude[b, w] += abs(h[b, v]) @ abs(block)
+    for n, w, v in product(range(batch), range(oWin), range(iWin)):
+        block = W[int(inputIdx[n, v]), int(outputIdx[n, w])]
+        value[n, w] += h[n, v] @ block
+        magnitude[n, w] += abs(h[n, v]) @ abs(block)
     return value, magnitude, iWin * W.shape[2] + 1
 
 
@@ -31,10 +31,10 @@ def outer(o, x, y, xIdx, yIdx, alpha):
     value, magnitude = widen(o), widen(abs(o))
     x, y, alpha = widen(x), widen(y), widen(np.asarray(alpha))
     (batch, xWin), yWin = xIdx.shape, yIdx.shape[1]
-    for b, v, w in product(range(batch), range(xWin), range(yWin)):
-        block = int(xIdx[b, v]), int(yIdx[b, w])
-        value[block] += alpha * np.outer(x[b, v], y[b, w])
-        magnitude[block] += abs(alpha) * np.outer(abs(x[b, v]), abs(y[b, w]))
+    for n, v, w in product(range(batch), range(xWin), range(yWin)):
+        block = int(xIdx[n, v]), int(yIdx[n, w])
+        value[block] += alpha * np.outer(x[n, v], y[n, w])
+        magnitude[block] += abs(alpha) * np.outer(abs(x[n, v]), abs(y[n, w]))
     return value, magnitude, batch * xWin * yWin + 2
 
 

@@ -62,7 +62,7 @@ def test_index_out_of_range(mode, problem, which, index_dtype, wrong):
     del arrays["o"]
     function, o = update_in_place(mode, problem, index_dtype)
     signature = {"gemv": GEMV, "outer": OUTER}[problem]
-    name = list(signature.counts)[which]
+    name = list(signature.indexed)[which]
     blocks = (SIZES.iBlocks, SIZES.oBlocks)[which]
     value = wrong(blocks)
     arrays[name][-1, -1] = value
@@ -121,7 +121,7 @@ def test_index_of_dot(mode, name, biased):
 
 def lengthen(arrays, position, signature):
     """The arrays with the axis at a position of the signature one longer, and its name."""
-    name, axis, _ = signature.places[position]
+    name, axis, _ = signature.dimensions[position]
     arrays = dict(arrays)
     arrays[name] = np.concatenate([arrays[name], np.take(arrays[name], [0], axis)], axis)
     return arrays, f"{name}.shape[{axis}]"
@@ -130,7 +130,7 @@ def lengthen(arrays, position, signature):
 DISAGREEMENTS = [
     (problem, signature, one, other)
     for problem, signature in (("gemv", GEMV), ("outer", OUTER), ("dot", DOT))
-    for one, other in signature.agreements
+    for one, other in signature.equal_sizes
 ]
 
 
@@ -141,7 +141,7 @@ def test_sizes_that_disagree(mode, problem, signature, one, other):
     wrong, name = lengthen(arrays, other, signature)
     with pytest.raises(ValueError, match="must be equal") as error:
         compiled(mode, problem, CONTIGUOUS, "float32")(*wrong.values())
-    owner, axis, _ = signature.places[one]
+    owner, axis, _ = signature.dimensions[one]
     size = arrays[owner].shape[axis]
     assert f"{owner}.shape[{axis}] = {size} but {name} = {size + 1}" in str(error.value)
     # With the shapes known, the graph is not even built.

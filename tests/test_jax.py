@@ -13,7 +13,7 @@ from cases import Draw, Sizes, symbols
 from test_values import LibraryValues
 
 from blocksparse_ops import sparse_block_dot, sparse_block_gemv, sparse_block_outer
-from blocksparse_ops.gemv import SparseBlockGemv
+from blocksparse_ops.ops import SparseBlockGemv
 
 jax = pytest.importorskip("jax")
 kernels = pytest.importorskip("blocksparse_ops.kernels.jax")
@@ -42,7 +42,7 @@ def dot_of(sizes):
 def gather_dot(W, h, inputIdx, b, outputIdx):
     """What JAX differentiates by itself."""
     blocks = W[inputIdx[:, :, None], outputIdx[:, None, :]]
-    return b[outputIdx] + jax.numpy.einsum("bvp,bvwpq->bwq", h, blocks)
+    return b[outputIdx] + jax.numpy.einsum("nvp,nvwpq->nwq", h, blocks)
 
 
 def assert_trees_close(actual, expected):
@@ -115,7 +115,7 @@ def test_derivatives_of_an_outer_by_jax():
     function = jaxified(list(inputs.values()), sparse_block_outer(**inputs))
 
     def scattered(o, x, y, xIdx, yIdx, alpha):
-        products = alpha * jax.numpy.einsum("bvp,bwq->bvwpq", x, y)
+        products = alpha * jax.numpy.einsum("nvp,nwq->nvwpq", x, y)
         return o.at[xIdx[:, :, None], yIdx[:, None, :]].add(products)
 
     def hessian(f):

@@ -106,9 +106,9 @@ def add_by_window(sums, W, h, inputIdx, outputIdx, sizes, transposed):
 
 
 def gemv_in_steps(o, W, h, inputIdx, outputIdx, *, transposed):
-    """o[b, w] + sum_v h[b, v] @ W[inputIdx[b, v], outputIdx[b, w]]
+    """o[n, w] + sum_v h[n, v] @ W[inputIdx[n, v], outputIdx[n, w]]
 
-    With `transposed` it is W[outputIdx[b, w], inputIdx[b, v]].T that is multiplied by, where it
+    With `transposed` it is W[outputIdx[n, w], inputIdx[n, v]].T that is multiplied by, where it
     lies. A result that an index out of range takes part in is NaN.
     """
     iBlocks, oBlocks = W.shape[1::-1] if transposed else W.shape[:2]
@@ -123,7 +123,7 @@ def gemv_in_steps(o, W, h, inputIdx, outputIdx, *, transposed):
 
 
 def outer_in_steps(o, x, y, xIdx, yIdx):
-    """o[xIdx[b, v], yIdx[b, w]] += outer(x[b, v], y[b, w]), without what is out of range."""
+    """o[xIdx[n, v], yIdx[n, w]] += outer(x[n, v], y[n, w]), without what is out of range."""
     sizes = sizes_of(xIdx, yIdx, o.shape[:2])
     if not sizes.triples or not o.size:
         return o

@@ -50,7 +50,7 @@ def steps_of(inputIdx, outputIdx, blocks):
 
 
 def gemv(o, W, h, inputIdx, outputIdx):
-    """o[b, w] + sum_v h[b, v] @ W[inputIdx[b, v], outputIdx[b, w]]
+    """o[n, w] + sum_v h[n, v] @ W[inputIdx[n, v], outputIdx[n, w]]
 
     A result that an index out of range takes part in is NaN.
     """
@@ -66,7 +66,7 @@ def gemv(o, W, h, inputIdx, outputIdx):
 
 
 def outer(o, x, y, xIdx, yIdx):
-    """o[xIdx[b, v], yIdx[b, w]] += outer(x[b, v], y[b, w]), without what is out of range."""
+    """o[xIdx[n, v], yIdx[n, w]] += outer(x[n, v], y[n, w]), without what is out of range."""
     iBlocks, oBlocks = o.shape[:2]
     xIdx, yIdx = counted(xIdx, iBlocks), counted(yIdx, oBlocks)
     left, right = rows(x), rows(y)

@@ -126,7 +126,7 @@ class Bilinear(torch.autograd.Function):
 
 
 class Gemv(Bilinear):
-    """o[b, w] + sum_v h[b, v] @ W[inputIdx[b, v], outputIdx[b, w]]"""
+    """o[n, w] + sum_v h[n, v] @ W[inputIdx[n, v], outputIdx[n, w]]"""
 
     @staticmethod
     def forward(o, W, h, inputIdx, outputIdx):
@@ -155,7 +155,7 @@ class Gemv(Bilinear):
 
 
 class Outer(Bilinear):
-    """o[xIdx[b, v], yIdx[b, w]] += outer(x[b, v], y[b, w])"""
+    """o[xIdx[n, v], yIdx[n, w]] += outer(x[n, v], y[n, w])"""
 
     @staticmethod
     def forward(o, x, y, xIdx, yIdx):

@@ -5,11 +5,10 @@ from jax.dtypes import canonicalize_dtype
 from pytensor.link.jax.dispatch import jax_funcify
 from pytensor.tensor.elemwise import DimShuffle
 
-from blocksparse_ops.gemv import SparseBlockGemv
 from blocksparse_ops.index import CheckBlockIndex
 from blocksparse_ops.kernels.jax import gemv, outer
-from blocksparse_ops.outer import SparseBlockOuter
-from blocksparse_ops.rewrites.sizes import SizeOf
+from blocksparse_ops.ops import SparseBlockGemv, SparseBlockOuter
+from blocksparse_ops.zeros import SizeOf
 
 
 def is_transposed(W):

@@ -2,10 +2,9 @@
 
 from pytensor.link.mlx.dispatch import mlx_funcify
 
-from blocksparse_ops.gemv import SparseBlockGemv
 from blocksparse_ops.index import CheckBlockIndex
 from blocksparse_ops.kernels.mlx import gemv, outer
-from blocksparse_ops.outer import SparseBlockOuter
+from blocksparse_ops.ops import SparseBlockGemv, SparseBlockOuter
 
 
 def is_known(size):

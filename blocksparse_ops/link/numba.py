@@ -15,7 +15,6 @@ from pytensor.link.numba.dispatch.basic import (
 )
 from pytensor.link.numba.dispatch.tensor_basic import numba_funcify_Alloc
 
-from blocksparse_ops.gemv import SparseBlockGemv
 from blocksparse_ops.index import CheckBlockIndex
 from blocksparse_ops.kernels.numba import version
 from blocksparse_ops.kernels.numba.arrays import is_signed, view, view_index
@@ -30,8 +29,8 @@ from blocksparse_ops.kernels.numba.threads import (
     one_thread,
     start_threads,
 )
-from blocksparse_ops.outer import SparseBlockOuter
-from blocksparse_ops.signature import SOUND
+from blocksparse_ops.ops import SparseBlockGemv, SparseBlockOuter
+from blocksparse_ops.signature import NO_FAULT
 from blocksparse_ops.zeros import BlockZeros
 
 # The types of scalar that the tiles are written for.
@@ -84,7 +83,7 @@ def numba_funcify_SparseBlockGemv(op, node, **kwargs):
         """Check all, and return the array to be added to."""
         arrays = view(o), view(W), view(h), view_index(inputIdx), view_index(outputIdx)
         fault = check(one, (*arrays, one))
-        if fault[0] != SOUND:
+        if fault[0] != NO_FAULT:
             call_fail(one, (number, fault))
         return destination(o) if inplace else o.copy()
 
@@ -118,7 +117,7 @@ def numba_funcify_SparseBlockOuter(op, node, **kwargs):
     def start(o, x, y, xIdx, yIdx):
         """Check all, and return the array to be added to."""
         fault = check(one, (view(o), view(x), view(y), view_index(xIdx), view_index(yIdx), one))
-        if fault[0] != SOUND:
+        if fault[0] != NO_FAULT:
             call_fail(one, (number, fault))
         return destination(o) if inplace else o.copy()
 

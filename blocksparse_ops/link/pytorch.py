@@ -5,10 +5,9 @@ from pytensor.link.pytorch.dispatch import pytorch_funcify
 from torch import Tensor
 from torch.library import custom_op
 
-from blocksparse_ops.gemv import SparseBlockGemv
 from blocksparse_ops.index import CheckBlockIndex
 from blocksparse_ops.kernels.pytorch import gemv, outer
-from blocksparse_ops.outer import SparseBlockOuter
+from blocksparse_ops.ops import SparseBlockGemv, SparseBlockOuter
 
 # What PyTorch multiplies no matrices of; in integers of 64 bits the result wraps as it should.
 AS_INTEGERS = (torch.bool, torch.uint16, torch.uint32, torch.uint64)

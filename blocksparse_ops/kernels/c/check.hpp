@@ -10,32 +10,34 @@
 namespace blocksparse {
 
 // The numbers of signature.py, which makes the messages.
-enum Kind : i64 { sound, shape_fault, signed_index, unsigned_index, overflow_fault, memory_fault };
+enum FaultKind : i64 {
+    no_fault, shape_fault, signed_index, unsigned_index, overflow_fault, memory_fault
+};
 
 struct Fault {
-    i64 kind = sound;
+    i64 kind = no_fault;
     i64 which = 0;   // agreement, or argument
     i64 first = 0;   // the two sizes, or where the index stands
     i64 second = 0;
     i64 value = 0;   // the 64 bits of the index
     i64 size = 0;    // number of blocks
 
-    explicit operator bool() const { return kind != sound; }
+    explicit operator bool() const { return kind != no_fault; }
 };
 
 // Positions in the arguments' sizes, written one after the other, that must hold equal sizes.
-struct Agreement {
+struct SizePair {
     int one;
     int other;
 };
 
-inline Fault check_sizes(const Array* arguments, int count, const Agreement* agreements,
-                         int agreement_count) {
+inline Fault check_sizes(const Array* arguments, int count, const SizePair* equal_sizes,
+                         int pair_count) {
     i64 sizes[24], *next = sizes;  // of six arguments at the most
     for (int a = 0; a < count; ++a)
         next = std::copy_n(arguments[a].shape, arguments[a].ndim, next);
-    for (int k = 0; k < agreement_count; ++k) {
-        const i64 one = sizes[agreements[k].one], other = sizes[agreements[k].other];
+    for (int k = 0; k < pair_count; ++k) {
+        const i64 one = sizes[equal_sizes[k].one], other = sizes[equal_sizes[k].other];
         if (one != other) return {shape_fault, k, one, other, 0, 0};
     }
     return {};
@@ -96,10 +98,10 @@ struct Indices {
 };
 
 // Checks all that can be wrong with a call of either op.
-inline Fault check(const Array* arguments, int count, const Agreement* agreements,
-                   int agreement_count, i64 batch, i64 inputs, i64 outputs, i64 iBlocks,
+inline Fault check(const Array* arguments, int count, const SizePair* equal_sizes,
+                   int pair_count, i64 batch, i64 inputs, i64 outputs, i64 iBlocks,
                    i64 oBlocks, Indices& indices) {
-    if (Fault fault = check_sizes(arguments, count, agreements, agreement_count)) return fault;
+    if (Fault fault = check_sizes(arguments, count, equal_sizes, pair_count)) return fault;
     if (Fault fault = check_triples(batch, inputs, outputs)) return fault;
     if (Fault fault = check_index(arguments[input_index], input_index, iBlocks, indices.input))
         return fault;

@@ -1,4 +1,4 @@
-// o[b, w] += sum_v h[b, v] @ W[inputIdx[b, v], outputIdx[b, w]]
+// o[n, w] += sum_v h[n, v] @ W[inputIdx[n, v], outputIdx[n, w]]
 #pragma once
 
 #include "by_block.hpp"
@@ -14,9 +14,9 @@ class Gemv {
     static constexpr int arguments = 5;  // o, W, h, inputIdx, outputIdx
 
     // Checks, plans and takes all the memory that work() needs. Writes nothing of the caller's.
-    Fault prepare(const Array* args, const Agreement* agreements, int agreement_count,
+    Fault prepare(const Array* args, const SizePair* equal_sizes, int pair_count,
                   const Thresholds& thresholds, int most_threads) {
-        if (Fault fault = product.prepare(args, arguments, agreements, agreement_count))
+        if (Fault fault = product.prepare(args, arguments, equal_sizes, pair_count))
             return fault;
         shared = pattern_is_shared(product.indices, product.batch);
         workers = threads_for(product.batch * product.inputs * product.outputs,

@@ -142,12 +142,12 @@ inline bool place_output(PyArrayObject* o, PyArrayObject** output, bool inplace)
 // done.
 template <class Kernel>
 bool call(const char* op, PyArrayObject* const* inputs, PyArrayObject** output, bool inplace,
-          const Agreement* agreements, int agreement_count, const Thresholds& thresholds) {
+          const SizePair* equal_sizes, int pair_count, const Thresholds& thresholds) {
     Array arguments[Kernel::arguments];
     for (int a = 0; a < Kernel::arguments; ++a) arguments[a] = view(inputs[a]);
     Kernel kernel;
     Fault fault = without_gil([&] {
-        return kernel.prepare(arguments, agreements, agreement_count, thresholds, most_threads());
+        return kernel.prepare(arguments, equal_sizes, pair_count, thresholds, most_threads());
     });
     if (fault) {
         raise_fault(op, fault);

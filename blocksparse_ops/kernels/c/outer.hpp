@@ -1,4 +1,4 @@
-// o[xIdx[b, v], yIdx[b, w]] += alpha * outer(x[b, v], y[b, w])
+// o[xIdx[n, v], yIdx[n, w]] += alpha * outer(x[n, v], y[n, w])
 #pragma once
 
 #include "check.hpp"
@@ -16,7 +16,7 @@ class Outer {
     static constexpr int arguments = 6;  // o, x, y, xIdx, yIdx, alpha
 
     // Checks, plans and takes all the memory that work() needs. Writes nothing of the caller's.
-    Fault prepare(const Array* args, const Agreement* agreements, int agreement_count,
+    Fault prepare(const Array* args, const SizePair* equal_sizes, int pair_count,
                   const Thresholds& thresholds, int most_threads) {
         x = args[1];
         y = args[2];
@@ -24,7 +24,7 @@ class Outer {
         const i64 batch = x.shape[0], inputs = x.shape[1], outputs = y.shape[1];
         const i64 iBlocks = args[0].shape[0], oBlocks = args[0].shape[1];
         Indices indices;
-        if (Fault fault = check(args, arguments, agreements, agreement_count, batch, inputs,
+        if (Fault fault = check(args, arguments, equal_sizes, pair_count, batch, inputs,
                                 outputs, iBlocks, oBlocks, indices))
             return fault;
         workers = threads_for(batch * inputs * outputs, x.shape[2] * y.shape[2], thresholds,

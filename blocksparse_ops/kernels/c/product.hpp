@@ -17,12 +17,12 @@ struct Product {
     i64 batch, inputs, outputs, depth, columns;
     Indices indices;
 
-    Fault prepare(const Array* args, int count, const Agreement* agreements, int agreement_count) {
+    Fault prepare(const Array* args, int count, const SizePair* equal_sizes, int pair_count) {
         W = args[1];
         h = args[2];
         batch = h.shape[0], inputs = h.shape[1], outputs = args[0].shape[1];
         depth = W.shape[2], columns = W.shape[3];
-        return check(args, count, agreements, agreement_count, batch, inputs, outputs, W.shape[0],
+        return check(args, count, equal_sizes, pair_count, batch, inputs, outputs, W.shape[0],
                      W.shape[1], indices);
     }
 

@@ -66,14 +66,14 @@ def call(
     """
     if dtype not in SCALARS:
         raise NotImplementedError(f"the C kernels compute in float32 and float64, not {dtype}")
-    agreements = ", ".join(f"{{{one}, {other}}}" for one, other in signature.agreements)
+    equal_sizes = ", ".join(f"{{{one}, {other}}}" for one, other in signature.equal_sizes)
     return f"""
     {{
         PyArrayObject* const arguments[] = {{{", ".join(inputs)}}};
-        const blocksparse::Agreement agreements[] = {{{agreements}}};
+        const blocksparse::SizePair equal_sizes[] = {{{equal_sizes}}};
         if (!blocksparse::call<blocksparse::{kernel}<{SCALARS[dtype]}>>(
-                "{signature.op}", arguments, &{output}, {str(inplace).lower()}, agreements,
-                {len(signature.agreements)}, {{{PRODUCTS_OF_A_THREAD}}})) {{
+                "{signature.op}", arguments, &{output}, {str(inplace).lower()}, equal_sizes,
+                {len(signature.equal_sizes)}, {{{PRODUCTS_OF_A_THREAD}}})) {{
             {fail}
         }}
     }}

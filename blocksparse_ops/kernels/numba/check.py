@@ -10,17 +10,17 @@ from blocksparse_ops.kernels.numba.memory import set_word, take
 from blocksparse_ops.signature import (
     LARGEST,
     MOST_ROWS,
+    NO_FAULT,
     OVERFLOW,
     SHAPE,
     SIGNATURES,
     SIGNED_INDEX,
-    SOUND,
     UNSIGNED_INDEX,
     raise_fault,
 )
 
 # A record is (kind, which, first, second, value, size): see Signature.raise_fault.
-FINE = (SOUND, 0, 0, 0, 0, 0)
+FINE = (NO_FAULT, 0, 0, 0, 0, 0)
 
 FAULT = UniTuple(int64, len(FINE))
 
@@ -29,9 +29,9 @@ INPUT_INDEX, OUTPUT_INDEX = 3, 4
 
 
 @kernel
-def check_sizes(sizes, agreements):
-    for which in range(len(agreements)):
-        one, other = sizes[agreements[which][0]], sizes[agreements[which][1]]
+def check_sizes(sizes, equal_sizes):
+    for which in range(len(equal_sizes)):
+        one, other = sizes[equal_sizes[which][0]], sizes[equal_sizes[which][1]]
         if one != other:
             return (SHAPE, which, one, other, 0, 0)
     return FINE
@@ -84,17 +84,17 @@ def check_index(index, argument, blocks):
 
 
 @kernel
-def check(sizes, agreements, triples, inputIdx, iBlocks, outputIdx, oBlocks):
+def check(sizes, equal_sizes, triples, inputIdx, iBlocks, outputIdx, oBlocks):
     """Return a record of what is wrong with a call of either op.
 
     Nothing is allocated: Numba would not free it when the record is raised.
     """
-    fault = check_sizes(sizes, agreements)
-    if fault[0] == SOUND:
+    fault = check_sizes(sizes, equal_sizes)
+    if fault[0] == NO_FAULT:
         fault = check_triples(triples[0], triples[1], triples[2])
-    if fault[0] == SOUND:
+    if fault[0] == NO_FAULT:
         fault = check_index(inputIdx, INPUT_INDEX, iBlocks)
-    if fault[0] == SOUND:
+    if fault[0] == NO_FAULT:
         fault = check_index(outputIdx, OUTPUT_INDEX, oBlocks)
     return fault
 

@@ -1,4 +1,4 @@
-"""o[b, w] += sum_v h[b, v] @ W[inputIdx[b, v], outputIdx[b, w]]"""
+"""o[n, w] += sum_v h[n, v] @ W[inputIdx[n, v], outputIdx[n, w]]"""
 
 from collections import namedtuple
 
@@ -32,7 +32,7 @@ from blocksparse_ops.kernels.numba.shared import work_shared
 from blocksparse_ops.kernels.numba.tile import ADD_PRODUCTS, FACTOR_BYTES
 from blocksparse_ops.signature import GEMV
 
-AGREEMENTS = GEMV.agreements
+AGREEMENTS = GEMV.equal_sizes
 
 # What all threads work on: Numba hands no tuple of tuples to its threads, so they get its address.
 Gemv = namedtuple("Gemv", "product by_block shared threads scratch")

@@ -1,4 +1,4 @@
-"""o[xIdx[b, v], yIdx[b, w]] += alpha * outer(x[b, v], y[b, w])"""
+"""o[xIdx[n, v], yIdx[n, w]] += alpha * outer(x[n, v], y[n, w])"""
 
 from collections import namedtuple
 
@@ -54,7 +54,7 @@ from blocksparse_ops.kernels.numba.tile import (
 )
 from blocksparse_ops.signature import OUTER
 
-AGREEMENTS = OUTER.agreements
+AGREEMENTS = OUTER.equal_sizes
 
 # What all threads work on: Numba hands no tuple of tuples to its threads, so they get its address.
 Outer = namedtuple("Outer", "out x_step y_step plan x_rows y_rows panels threads scratch alpha")

@@ -1,22 +1,21 @@
-"""The block-sparse product: each example multiplies the few blocks of W that it names."""
+"""The block-sparse product and the block-sparse outer product: each other's derivatives."""
 
 from math import prod
 
+import numpy as np
 import pytensor.tensor as pt
-from pytensor import config
-from pytensor.gradient import disconnected_type
 from pytensor.graph.replace import _vectorize_node
 from pytensor.tensor.blockwise import vectorize_node_fallback
 from pytensor.tensor.random.utils import compute_batch_shape
 
 from blocksparse_ops import reference
 from blocksparse_ops.base import SparseBlockOp
-from blocksparse_ops.signature import GEMV
+from blocksparse_ops.signature import GEMV, OUTER
 from blocksparse_ops.zeros import zeros_like
 
 
 class SparseBlockGemv(SparseBlockOp):
-    """``o[b, w] + sum_v h[b, v] @ W[inputIdx[b, v], outputIdx[b, w]]``
+    """``o[n, w] + sum_v h[n, v] @ W[inputIdx[n, v], outputIdx[n, w]]``
 
     Parameters
     ----------
@@ -67,29 +66,90 @@ class SparseBlockGemv(SparseBlockOp):
     def perform(self, node, inputs, output_storage):
         output_storage[0][0] = reference.gemv(*inputs, inplace=self.inplace)
 
-    def pullback(self, inputs, outputs, cotangents):
-        o, W, h, inputIdx, outputIdx = inputs
-        (g,) = cotangents
-        indices = [disconnected_type(), disconnected_type()]
-        if not self._require_differentiable(o):
-            return [x.zeros_like(dtype=config.floatX) for x in (o, W, h)] + indices
-        g_W = sparse_block_outer(zeros_like(W), h, g, inputIdx, outputIdx)
-        g_h = sparse_block_gemv(zeros_like(h), W.transpose(1, 0, 3, 2), g, outputIdx, inputIdx)
-        return [self._passed_on(g), g_W, g_h, *indices]
-
-    def pushforward(self, inputs, outputs, tangents):
-        o, W, h, inputIdx, outputIdx = inputs
-        to, tW, th, *_ = tangents
-        terms = [
-            (tW, (tW, h, inputIdx, outputIdx)),
-            (th, (W, th, inputIdx, outputIdx)),
-        ]
-        return self._pushed_forward(o, to, terms)
+    def gradients(self, g, o, W, h, inputIdx, outputIdx):
+        return {
+            "W": sparse_block_outer(zeros_like(W), h, g, inputIdx, outputIdx),
+            "h": sparse_block_gemv(zeros_like(h), W.transpose(1, 0, 3, 2), g, outputIdx, inputIdx),
+        }
 
     def flops(self, inputs, outputs):
         """Multiplications and additions of one call, from its shapes, for PyTensor's profiler."""
         (batch, oWin, oSize), _, (_, iWin, iSize), _, _ = inputs
         return 2 * batch * iWin * oWin * iSize * oSize
+
+
+class SparseBlockOuter(SparseBlockOp):
+    """``o[xIdx[n, v], yIdx[n, w]] += alpha * outer(x[n, v], y[n, w])`` for all n, v and w
+
+    Parameters
+    ----------
+    inplace : bool, optional
+        Write the result into `o`. For rewrites: PyTensor refuses such an op in a user's graph.
+
+    Notes
+    -----
+    A call takes
+
+    ===================  ==================================  =======================================
+    name                 shape                               meaning
+    ===================  ==================================  =======================================
+    ``o``                (iBlocks, oBlocks, iSize, oSize)    what is added to
+    ``x``, ``y``         (batch, iWin, iSize),               the vectors whose outer products are
+                         (batch, oWin, oSize)                added
+    ``xIdx``, ``yIdx``   (batch, iWin), (batch, oWin)        to which blocks
+    ``alpha``            ()                                  scale, 1 if left out
+    ===================  ==================================  =======================================
+
+    and returns a tensor of the shape of `o`. `o`, `x` and `y` are upcast together; `alpha` is
+    cast to their dtype and never upcasts them. Indices are integers of any dtype; negative ones
+    count from the end, repeated ones accumulate.
+
+    It raises a TypeError for a wrong number of dimensions, for indices that are no integers, for
+    an in-place `o` that would need a cast and for an `alpha` that would lose its fraction; a
+    ValueError for sizes that disagree, when the graph is built or when it runs; and an
+    IndexError, before anything is written, for an index out of range.
+
+    The idea, the names and the argument order are Theano's ``tensor.nnet.blocksparse``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from blocksparse_ops import sparse_block_outer
+    >>> o = np.zeros((2, 3, 1, 1))  # six blocks of 1 x 1
+    >>> x, y = np.full((1, 2, 1), 2.0), np.full((1, 1, 1), 3.0)
+    >>> sparse_block_outer(o, x, y, [[0, 1]], [[2]], 0.5).eval()[:, :, 0, 0]
+    array([[0., 0., 3.],
+           [0., 0., 3.]])
+    """
+
+    signature = OUTER
+    kernel = "Outer"
+
+    def make_node(self, o, x, y, xIdx, yIdx, alpha=None):
+        return super().make_node(o, x, y, xIdx, yIdx, np.int8(1) if alpha is None else alpha)
+
+    def perform(self, node, inputs, output_storage):
+        output_storage[0][0] = reference.outer(*inputs, inplace=self.inplace)
+
+    def gradients(self, g, o, x, y, xIdx, yIdx, alpha):
+        unscaled_x = sparse_block_gemv(zeros_like(x), g.transpose(1, 0, 3, 2), y, yIdx, xIdx)
+        unscaled_y = sparse_block_gemv(zeros_like(y), g, x, xIdx, yIdx)
+        return {
+            "x": alpha * unscaled_x,
+            "y": alpha * unscaled_y,
+            "alpha": pt.sum(x * unscaled_x, dtype=alpha.dtype),
+        }
+
+    def flops(self, inputs, outputs):
+        """Multiplications and additions of one call, from its shapes, for PyTensor's profiler."""
+        _, (batch, xWin, xSize), (_, yWin, ySize), *_ = inputs
+        return 2 * batch * xWin * yWin * xSize * ySize
+
+
+sparse_block_gemv = SparseBlockGemv()
+sparse_block_gemv_inplace = SparseBlockGemv(inplace=True)
+sparse_block_outer = SparseBlockOuter()
+sparse_block_outer_inplace = SparseBlockOuter(inplace=True)
 
 
 @_vectorize_node.register(SparseBlockGemv)
@@ -112,10 +172,3 @@ def vectorize_sparse_block_gemv(op, node, o, W, h, inputIdx, outputIdx):
     folded = sparse_block_gemv(o, W, h, inputIdx, outputIdx)
     out_shape = (*new_shape, *tuple(batched[0].shape)[-3:])
     return folded.reshape(out_shape, ndim=new_dims + 3).owner
-
-
-sparse_block_gemv = SparseBlockGemv()
-sparse_block_gemv_inplace = SparseBlockGemv(inplace=True)
-
-# The two modules differentiate into each other; here both names of this one exist.
-from blocksparse_ops.outer import sparse_block_outer  # noqa: E402
