@@ -1,4 +1,4 @@
-"""What the machine allows: the rates of a large matrix product, of a read, and of a fill."""
+"""The roofline: the rates of a large matrix product, of a streaming read, and of a fill."""
 
 import numba
 import numpy as np
@@ -6,8 +6,8 @@ from memory import settled
 from threadpoolctl import ThreadpoolController
 
 
-# Reassociation lets the compiler sum in as many vectors as keep the loads busy. Read as two streams
-# it is within a tenth of the best of eight forms in C (one to sixteen streams of 64-byte
+# Reassociation lets the compiler use enough accumulators to saturate the loads. As two streams
+# it is within a tenth of the best of eight loops in C (one to sixteen streams of 64-byte
 # vectors, with and without prefetches) at each size from 2 to 64 MiB; as one stream it is not.
 @numba.njit(fastmath=True, nogil=True, cache=True)
 def read(buffer):

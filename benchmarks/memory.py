@@ -1,4 +1,4 @@
-"""Memory of one kind for all arrays that are compared."""
+"""Huge pages for all arrays that are compared."""
 
 import mmap
 
@@ -10,8 +10,8 @@ LARGE = 4 * 2**20
 def settled(array):
     """A copy of `array` in pages of its own, huge ones where the system has them.
 
-    NumPy asks for huge pages too, but may get memory that was in use before, in small pages. Read
-    a block at a time, that is slower: so what came before would decide who looks fast.
+    NumPy asks for huge pages too, but may reuse memory in small pages, where blocks cost more TLB
+    misses: so what ran before would decide who looks fast.
     """
     if array.nbytes < LARGE:
         return array.copy()

@@ -33,8 +33,7 @@ def rounds_of(runs, rounds, every_round=(), slot_seconds=SLOT_SECONDS, pause=0.0
     """Seconds a call of each of `runs`, one entry a round.
 
     Each round runs all of them in a new order. All that are short are called equally often in a
-    row, after some calls that are not timed: what is timed is a loop of calls, in which each finds
-    in the caches what the one before it has left there.
+    row, after some calls that are not timed: what is timed is a loop of calls with warm caches.
 
     Parameters
     ----------

@@ -13,7 +13,7 @@ from blocksparse_ops.kernels.tiles import SORTED_REUSE, Sizes, choose_form, reus
 from blocksparse_ops.reference import count_from_start
 from blocksparse_ops.signature import disagreement
 
-# How figures are printed that are neither words nor whole numbers.
+# How figures are printed that are neither strings nor integers.
 FORMATS = {"reuse": ".2f", "share_of_dense": ".2%"}
 
 
@@ -29,7 +29,7 @@ class PatternCosts:
         Different blocks of the weights that some example uses.
     reuse : float
         How many triples (example, input, output) there are for each block in use. A block is read
-        once for all of them, so below about two the product is bound by memory.
+        once for all of them, so below about two the product is memory-bound.
     multiply_adds : int
     share_of_dense : float
         Of the multiply-adds of ``x @ W`` with all blocks as one matrix.

@@ -33,7 +33,7 @@ def check(signature: Signature, arrays: Sequence[np.ndarray]) -> list[np.ndarray
     ValueError, OverflowError
         As `Signature.check_sizes` does.
     IndexError
-        If an index lies outside [-n, n), n being the number of blocks that it names.
+        If an index lies outside [-blocks, blocks) of the axis whose blocks it names.
     """
     sizes = signature.check_sizes([array.shape for array in arrays])
     indices = []

@@ -28,8 +28,7 @@ class BlockZeros(Alloc):
         if not self.value_is_scalar_zero(node.inputs[0]):
             return super().c_code(node, name, inputs, outputs, sub)
         sizes = ", ".join(f"*static_cast<dtype_{size}*>(PyArray_DATA({size}))" for size in shape)
-        # Fresh memory is zero as it comes from the system: pages that nothing is added to are
-        # never touched.
+        # By calloc: fresh pages are zero, and those that nothing is added to are never touched.
         return f"""
         {{
             npy_intp shape[] = {{{sizes}}};

@@ -1,7 +1,7 @@
 """Gathers by a checked index stay in bounds where nothing can be raised.
 
-MLX reads and writes past the end, and JAX takes the lower half of an index of 64 bits, which may
-name another block.
+MLX reads and writes past the end, and JAX may truncate an index of 64 bits to 32, which then names
+another block.
 """
 
 import pytensor.tensor as pt

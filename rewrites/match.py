@@ -1,4 +1,4 @@
-"""What the merging rewrites share: looks at a graph, and their place in PyTensor's pipeline."""
+"""What the merging rewrites share: queries of a graph, and their place in PyTensor's pipeline."""
 
 from pytensor import config
 from pytensor.compile import optdb

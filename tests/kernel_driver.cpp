@@ -22,7 +22,7 @@
 
 std::atomic<long> live_allocations{0}, until_one_fails{0};  // counts down; none fails at zero
 
-// New memory has all bits set: floats that are not numbers, so that no result may depend on them.
+// New memory has all bits set: NaNs, so that no result may depend on them.
 void* allocate(std::size_t bytes, std::size_t alignment = alignof(std::max_align_t)) {
     if (until_one_fails > 0 && --until_one_fails == 0) throw std::bad_alloc();
     void* memory;

@@ -39,13 +39,13 @@ inline Sizes draw_sizes(Random& random) {
     static const std::vector<i64> blocks{1, 1, 2, 2, 3, 4, 5, 6, 6, 70, 130};
     static const std::vector<i64> batches{0, 1, 2, 3, 4, 5, 6, 7, 7, 40, 40};
     for (;;) {
-        Sizes s{{'b', random.one_of(batches)}, {'v', random.below(6)}, {'w', random.below(6)},
+        Sizes s{{'n', random.one_of(batches)}, {'v', random.below(6)}, {'w', random.below(6)},
                 {'p', random.one_of(depths)}, {'q', random.one_of(columns)}};
         // There need be no block where there is no index.
-        s['i'] = s['b'] * s['v'] == 0 && random.once_in(4) ? 0 : random.one_of(blocks);
-        s['j'] = s['b'] * s['w'] == 0 && random.once_in(4) ? 0 : random.one_of(blocks);
+        s['i'] = s['n'] * s['v'] == 0 && random.once_in(4) ? 0 : random.one_of(blocks);
+        s['j'] = s['n'] * s['w'] == 0 && random.once_in(4) ? 0 : random.one_of(blocks);
         const i64 block = s['p'] * s['q'];
-        if (s['b'] * s['v'] * s['w'] * block <= 400'000 && s['i'] * s['j'] * block <= 200'000)
+        if (s['n'] * s['v'] * s['w'] * block <= 400'000 && s['i'] * s['j'] * block <= 200'000)
             return s;
     }
 }
@@ -109,7 +109,7 @@ inline Tensor draw_layout(Random& random, const std::vector<i64>& shape, i64 siz
     return tensor;
 }
 
-// A type of index, of a machine that stores the least significant byte first.
+// An index dtype, on a little-endian machine.
 struct IndexType {
     Integer integer;
     int bytes;
@@ -279,7 +279,7 @@ struct Problem {
         });
     }
 
-    // Calls use(example, v, w, i, j) for every triple.
+    // Calls use(n, v, w, i, j) for every triple.
     template <class Use>
     void for_each_triple(const Use& use) const {
         const i64 inputs = sizes.at('v'), outputs = sizes.at('w');

@@ -6,7 +6,7 @@ from timing import Call
 
 
 class BSR:
-    """W's blocks in use as one sparse matrix, made once; rows are spread and picked per call."""
+    """W's blocks in use as one sparse matrix, made once; rows scattered and gathered per call."""
 
     only = ("shared",)
 

@@ -23,7 +23,7 @@ from blocksparse_ops.kernels.tiles import (
     unknown,
 )
 
-# What a step over windows holds, in numbers, unless one block is larger.
+# The working set of a step over windows, in elements, unless one block is larger.
 WINDOW_ELEMENTS = 1 << 17
 
 
@@ -97,7 +97,7 @@ def add_by_window(sums, W, h, inputIdx, outputIdx, sizes, transposed):
         if transposed:
             products = jnp.einsum("kvq,kvpq->kvp", x[part], blocks).sum(1)
         else:
-            # Row by row of all blocks: read side by side, they wait for memory together.
+            # Row by row of all blocks at once, so that their cache misses overlap.
             blocks = blocks.swapaxes(1, 2).reshape(held, -1, blocks.shape[-1])
             products = (x[part].mT.reshape(held, 1, -1) @ blocks)[:, 0]
         return add_at(sums, jnp.where(term < total, place, len(sums)), products)

@@ -13,7 +13,7 @@ from blocksparse_ops.kernels.tiles import (
     unknown,
 )
 
-# What a step holds, in numbers: MLX has no loops, so each step is a part of the graph.
+# The working set of a step, in elements. Large: MLX has no loops, so each step adds to the graph.
 STEP_ELEMENTS = 1 << 20
 
 
@@ -27,7 +27,7 @@ def rows(values):
 
 
 def multiplies_matrices(dtype):
-    """Whether MLX does so with this type; if not, all products are held before they are added."""
+    """Whether MLX has a matmul of this dtype; if not, products are materialised, then summed."""
     return mx.issubdtype(dtype, mx.inexact)
 
 

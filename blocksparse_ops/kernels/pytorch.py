@@ -21,7 +21,7 @@ from blocksparse_ops.kernels.tiles import (
 )
 from blocksparse_ops.signature import GEMV, OUTER
 
-# What a step holds, in numbers: to begin a step takes longer than in compiled code.
+# The working set of a step, in elements: a step has more overhead than in compiled code.
 STEP_ELEMENTS = 1 << 18
 
 
@@ -48,7 +48,7 @@ def steps_of(signature, arguments, blocks):
 
 
 def rows(values):
-    """The rows of all windows one after the other, and one of zeros: for tiles with fewer."""
+    """The rows of all windows one after the other, and one of zeros that pads tiles."""
     return torch.cat([fold(values), values.new_zeros(1, values.shape[2])])
 
 

@@ -1,8 +1,8 @@
 """The plan for array libraries: triples of (example, input, output) in tiles of one block each.
 
 JAX, PyTorch and MLX run no kernel of ours. There a product is a loop over steps; a step gathers a
-few blocks, multiplies each by the rows of a tile, and adds the results to where they belong. So
-what it holds beside the arguments is the blocks of one step, and some integers for each triple.
+few blocks, multiplies each by the rows of a tile, and scatters the results. So its working set is
+the blocks of one step, and some integers for each triple.
 
 The functions take the namespace `xp` of a library; what they use of it is called alike in all.
 """
@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-# What a step holds, in numbers, unless one tile needs more: it stays in a cache.
+# The working set of a step, in elements, unless one tile needs more: it stays in L2.
 STEP_ELEMENTS = 1 << 16
 
-# With fewer triples for each block, to sort them takes longer than to read each block anew: on two
+# With fewer triples a block, sorting them takes longer than reading the block once a triple: on two
 # CPUs the times crossed between 2 and 4.
 SORTED_REUSE = 4
 
-# Rows of a tile. A row that stays empty costs a product, so no more than a block is likely to have.
+# Rows of a tile. Padding costs products, so no more rows than a block is likely to have.
 LEAST_ROWS, MOST_ROWS = 8, 32
 
 
@@ -67,10 +67,10 @@ class Tiles(NamedTuple):
 
 
 class Step(NamedTuple):
-    """Per tile of a step, the rows that it joins and the block that it uses.
+    """For each tile of a step, its rows on both sides and its block.
 
-    `left` and `right` number the rows of the two windows, example after example; where a tile has
-    no more rows, or its block is out of range, they are the numbers of rows, one more than any.
+    `left` and `right` number the rows of the two windows, example after example. Where a tile is
+    padded, or its block is out of range, they are the number of rows, one past the last.
     """
 
     left: Any
@@ -145,7 +145,7 @@ def cut(xp, inputIdx, outputIdx, sizes, form):
 
 
 def rows_of_step(xp, tiles, step):
-    """What the tiles of a step join."""
+    """The rows and blocks of a step's tiles."""
     sizes, form = tiles.sizes, tiles.form
     number = step * form.tiles + xp.arange(form.tiles)
     if form.rows == 1:

@@ -19,7 +19,7 @@ struct Array {
     Integer integer = Integer::none;  // what an index array holds
 };
 
-// Scratch memory whose elements start with any value: none is read before it is written.
+// Uninitialised memory: every element is written before it is read.
 template <class T>
 class Buffer {
    public:
@@ -39,7 +39,8 @@ class Buffer {
     i64 length = 0;
 };
 
-// The addresses of the rows of a (batch, window, size) array: row example * window + position.
+// The addresses of the rows of a (batch, window, size) array; row n * window + place is number
+// `place` of example n's window.
 class Rows {
    public:
     void reserve(i64 rows) { offsets = Buffer<i64>(rows); }
@@ -47,9 +48,9 @@ class Rows {
     void locate(const Array& array) {
         data = array.data;
         i64* offset = offsets.begin();
-        for (i64 example = 0; example < array.shape[0]; ++example)
-            for (i64 position = 0; position < array.shape[1]; ++position)
-                *offset++ = example * array.strides[0] + position * array.strides[1];
+        for (i64 n = 0; n < array.shape[0]; ++n)
+            for (i64 place = 0; place < array.shape[1]; ++place)
+                *offset++ = n * array.strides[0] + place * array.strides[1];
     }
 
     char* operator[](i64 row) const { return data + offsets[row]; }

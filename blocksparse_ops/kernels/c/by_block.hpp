@@ -1,4 +1,4 @@
-// The product block by block: each is read once for all the rows that use it.
+// gemv block by block: each block in use is read once, for all rows that it multiplies.
 #pragma once
 
 #include "pack.hpp"
@@ -14,11 +14,13 @@ class ByBlock {
     void prepare(const Product<T>& p, int threads) {
         const Side input{p.indices.input, p.inputs, p.W.shape[0]};
         const Side output{p.indices.output, p.outputs, p.W.shape[1]};
-        // Blocks in the order in which they lie are read faster than in any other. But rows of the
-        // output share lines of memory, which threads take from each other: so each row is worked
-        // on within a short time. A row's sum takes its blocks in the same order either way.
-        output_first = threads > 1 || std::abs(p.W.strides[0]) < std::abs(p.W.strides[1]);
-        plan = output_first ? make_plan(output, input, p.batch) : make_plan(input, output, p.batch);
+        // Blocks are read fastest in the order of memory. But threads contend for the cache lines
+        // that rows of the output share (false sharing), least with output blocks as the major key.
+        // Both orders give the same bits: the sort is stable, so a row's sum takes its blocks in
+        // the same order.
+        output_is_major = threads > 1 || std::abs(p.W.strides[0]) < std::abs(p.W.strides[1]);
+        plan = output_is_major ? make_plan(output, input, p.batch)
+                               : make_plan(input, output, p.batch);
         h_rows.reserve(p.batch * p.inputs);
         h_rows.locate(p.h);
         out_rows.reserve(p.batch * p.outputs);
@@ -28,10 +30,10 @@ class ByBlock {
     void place(const Product<T>& p) { out_rows.locate(p.out); }
 
     void work(const Product<T>& p, int thread, int threads, T* scratch) const {
-        const Work work = work_of(p, thread, threads);
-        for (Group here = next_group(p, 0, work), next; here.block; here = next) {
-            next = next_group(p, here.number + 1, work);
-            if (p.columns_lie_together())
+        const Portion mine = portion(p, thread, threads);
+        for (Group here = next_group(p, 0, mine), next; here.block; here = next) {
+            next = next_group(p, here.number + 1, mine);
+            if (p.is_column_major())
                 multiply_by_panel(p, here, next, scratch);
             else
                 multiply_by_chunk(p, here, next, scratch);
@@ -40,15 +42,15 @@ class ByBlock {
 
    private:
     Plan plan;
-    bool output_first;
+    bool output_is_major;
     Rows h_rows, out_rows;
     Buffer<i64> triples_before;  // each output block
-    bool too_few_panels;         // to give each thread one
+    bool too_few_panels;         // for each thread to have one
 
-    i64 input_block(i64 g) const { return plan.block[g].of[output_first ? 1 : 0]; }
-    i64 output_block(i64 g) const { return plan.block[g].of[output_first ? 0 : 1]; }
-    i64 input_row(i64 t) const { return plan.triple[t].row[output_first ? 1 : 0]; }
-    i64 output_row(i64 t) const { return plan.triple[t].row[output_first ? 0 : 1]; }
+    i64 input_block(i64 g) const { return plan.block[g].of[output_is_major ? 1 : 0]; }
+    i64 output_block(i64 g) const { return plan.block[g].of[output_is_major ? 0 : 1]; }
+    i64 input_row(i64 t) const { return plan.triple[t].row[output_is_major ? 1 : 0]; }
+    i64 output_row(i64 t) const { return plan.triple[t].row[output_is_major ? 0 : 1]; }
 
     void count_triples(const Product<T>& p, int threads) {
         const i64 oBlocks = p.W.shape[1];
@@ -65,20 +67,20 @@ class ByBlock {
     }
 
     // What a thread works on: all, some panels of output blocks, or some examples.
-    struct Work {
-        enum { all, panels, examples } kind;
+    struct Portion {
+        enum { all, panels, examples } of;
         Part part;
         Share share;
     };
 
-    Work work_of(const Product<T>& p, int thread, int threads) const {
-        if (threads == 1) return {Work::all, {0, 0, 0, 1}, {0, 0}};
-        if (too_few_panels) return {Work::examples, {0, 0, 0, 1}, {p.batch, thread, threads}};
+    Portion portion(const Product<T>& p, int thread, int threads) const {
+        if (threads == 1) return {Portion::all, {0, 0, 0, 1}, {0, 0}};
+        if (too_few_panels) return {Portion::examples, {0, 0, 0, 1}, {p.batch, thread, threads}};
         const i64 triples = triples_before[p.W.shape[1]];
-        return {Work::panels, {triples, Panels<T>(p.columns).size(), thread, threads}, {0, 0}};
+        return {Portion::panels, {triples, Panels<T>(p.columns).size(), thread, threads}, {0, 0}};
     }
 
-    // The triples and the panels of a block that are to be worked on.
+    // The triples and the panels of a block that a thread works on; none without a block.
     struct Group {
         const char* block = nullptr;
         i64 number = 0, first = 0, last = 0, first_panel = 0, end_panel = 0;
@@ -86,16 +88,16 @@ class ByBlock {
         i64 rows() const { return last - first; }
     };
 
-    // The first group from number g on of which there is something to be worked on.
-    Group next_group(const Product<T>& p, i64 g, const Work& work) const {
+    // The first group from number g on that a portion has some of.
+    Group next_group(const Product<T>& p, i64 g, const Portion& portion) const {
         for (; g < plan.groups; ++g) {
             Share rows(plan.start[g], plan.start[g + 1]), panels(0, Panels<T>(p.columns).size());
-            if (work.kind == Work::panels) {
+            if (portion.of == Portion::panels) {
                 const i64 j = output_block(g), before = triples_before[j];
-                panels = work.part.panels(before, triples_before[j + 1] - before);
-            } else if (work.kind == Work::examples) {
-                rows = {first_triple_from(p, g, work.share.first),
-                        first_triple_from(p, g, work.share.last)};
+                panels = portion.part.panels(before, triples_before[j + 1] - before);
+            } else if (portion.of == Portion::examples) {
+                rows = {first_triple_from(p, g, portion.share.first),
+                        first_triple_from(p, g, portion.share.last)};
             }
             if (rows.first < rows.last && panels.first < panels.last)
                 return {p.block(input_block(g), output_block(g)), g, rows.first, rows.last,
@@ -104,27 +106,28 @@ class ByBlock {
         return {};
     }
 
-    // The triples of a group stand in the order of their examples.
-    i64 first_triple_from(const Product<T>& p, i64 g, i64 example) const {
+    // A group's triples are in the order of their examples: the sort is stable.
+    i64 first_triple_from(const Product<T>& p, i64 g, i64 n) const {
         const auto is_before = [&](const Plan::Triple& triple, i64 bound) {
-            return triple.row[output_first ? 0 : 1] < bound;
+            return triple.row[output_is_major ? 0 : 1] < bound;
         };
         const Plan::Triple* triples = plan.triple.begin();
         return std::lower_bound(triples + plan.start[g], triples + plan.start[g + 1],
-                                example * p.outputs, is_before) - triples;
+                                n * p.outputs, is_before) - triples;
     }
 
-    // All columns of a chunk before the next one: as a block lies whose rows lie together.
+    // In the order of a row-major block in memory: all panels of a chunk before the next chunk.
     void multiply_by_chunk(const Product<T>& p, const Group& here, const Group& next,
                            T* scratch) const {
         const Panels<T> panels(p.columns);
         const i64 chunk = chunk_depth<T>(p.columns);
-        const auto fetch = [&](const Group& group, i64 k0) {
-            return p.part_of(group.block, k0, chunk, panels.start(group.first_panel),
+        const auto prefetch_of = [&](const Group& group, i64 k0) {
+            return p.prefetch(group.block, k0, chunk, panels.start(group.first_panel),
                              panels.start(group.end_panel));
         };
         for_each_chunk(p.depth, chunk, [&](i64 k0, i64 length) {
-            Prefetch prefetch = k0 + length < p.depth ? fetch(here, k0 + length) : fetch(next, 0);
+            Prefetch prefetch = k0 + length < p.depth ? prefetch_of(here, k0 + length)
+                                                      : prefetch_of(next, 0);
             prefetch.spread((here.end_panel - here.first_panel) * ceil_div(here.rows(), tile_rows) *
                             ceil_div(length, strip_depth));
             panels.for_each(here.first_panel, here.end_panel, [&](const auto& panel) {
@@ -133,18 +136,18 @@ class ByBlock {
         });
     }
 
-    // All the depth of a panel before the next one: as a block lies whose columns lie together.
+    // In the order of a column-major block in memory: all chunks of a panel before the next panel.
     void multiply_by_panel(const Product<T>& p, const Group& here, const Group& next,
                            T* scratch) const {
         const Panels<T> panels(p.columns);
-        const auto fetch = [&](const Group& group, i64 number) {
-            return p.part_of(group.block, 0, p.depth, panels.start(number),
-                             panels.start(number + 1));
+        const auto prefetch_of = [&](const Group& group, i64 number) {
+            return p.prefetch(group.block, 0, p.depth, panels.start(number),
+                              panels.start(number + 1));
         };
         panels.for_each(here.first_panel, here.end_panel, [&](const auto& panel) {
             Prefetch prefetch = panel.number + 1 < here.end_panel
-                                    ? fetch(here, panel.number + 1)
-                                    : fetch(next, next.first_panel);
+                                    ? prefetch_of(here, panel.number + 1)
+                                    : prefetch_of(next, next.first_panel);
             prefetch.spread(ceil_div(here.rows(), panel.rows) * ceil_div(p.depth, strip_depth) +
                             panel.vectors * ceil_div(p.depth, panel.lanes));
             for_each_chunk(p.depth, chunk_depth<T>(p.columns), [&](i64 k0, i64 length) {

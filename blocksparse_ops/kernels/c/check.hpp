@@ -16,7 +16,7 @@ enum FaultKind : i64 {
 
 struct Fault {
     i64 kind = no_fault;
-    i64 which = 0;   // agreement, or argument
+    i64 which = 0;   // pair of sizes, or argument
     i64 first = 0;   // the two sizes, or where the index stands
     i64 second = 0;
     i64 value = 0;   // the 64 bits of the index
@@ -25,7 +25,7 @@ struct Fault {
     explicit operator bool() const { return kind != no_fault; }
 };
 
-// Positions in the arguments' sizes, written one after the other, that must hold equal sizes.
+// Two positions in the list of all arguments' sizes that must be equal.
 struct SizePair {
     int one;
     int other;
@@ -57,16 +57,16 @@ inline Fault check_triples(i64 batch, i64 inputs, i64 outputs) {
 template <class Index>
 Fault check_index_as(const Array& index, i64 argument, i64 blocks, i64* from_start) {
     constexpr bool is_signed = Index(-1) < Index(0);
-    for (i64 row = 0; row < index.shape[0]; ++row)
-        for (i64 position = 0; position < index.shape[1]; ++position) {
+    for (i64 n = 0; n < index.shape[0]; ++n)
+        for (i64 place = 0; place < index.shape[1]; ++place) {
             Index value;
-            std::memcpy(&value, index.data + row * index.strides[0] + position * index.strides[1],
+            std::memcpy(&value, index.data + n * index.strides[0] + place * index.strides[1],
                         sizeof value);
             i64 block = static_cast<i64>(value);
             // An unsigned value of 2**63 or more turns negative here, and is out of range.
             const bool in_range = block < blocks && block >= (is_signed ? -blocks : 0);
             if (!in_range)
-                return {is_signed ? signed_index : unsigned_index, argument, row, position, block,
+                return {is_signed ? signed_index : unsigned_index, argument, n, place, block,
                         blocks};
             *from_start++ = block < 0 ? block + blocks : block;
         }
@@ -76,7 +76,7 @@ Fault check_index_as(const Array& index, i64 argument, i64 blocks, i64* from_sta
 // Where the indices stand among the arguments of either op.
 constexpr int input_index = 3, output_index = 4;
 
-// Writes the indices of one argument, counted from the start, row after row.
+// Writes the indices of one argument, counted from the start, example after example.
 inline Fault check_index(const Array& index, i64 argument, i64 blocks,
                          Buffer<i64>& from_start) {
     from_start = Buffer<i64>(index.shape[0] * index.shape[1]);
@@ -94,7 +94,7 @@ inline Fault check_index(const Array& index, i64 argument, i64 blocks,
 }
 
 struct Indices {
-    Buffer<i64> input, output;  // counted from the start, row after row
+    Buffer<i64> input, output;  // counted from the start, example after example
 };
 
 // Checks all that can be wrong with a call of either op.

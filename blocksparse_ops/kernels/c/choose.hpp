@@ -11,12 +11,11 @@ struct Thresholds {
     i64 products_of_a_thread;  // fewer multiplications do not pay for a thread
 };
 
-// Whether all examples use the same blocks. Then every block has the rows of all examples as it
-// is, and sorting would only take time: a third of it where each example uses every block.
+// Whether all examples use the same blocks. Every block in use then has all examples as its rows,
+// and a plan would only cost time: a third of the call where each example uses every block.
 //
-// Otherwise to go block by block pays always: blocks are then read in the order in which they lie.
-// Against one output row after the other it took 0.99 of the time at 1.1 triples a block in use,
-// 0.65 at 1.6, 0.53 at 2.4.
+// Otherwise going block by block, in the order of memory, always pays: against one output row after
+// the other it took 0.99 of the time at 1.1 triples a block in use, 0.65 at 1.6, 0.53 at 2.4.
 inline bool pattern_is_shared(const Indices& indices, i64 batch) {
     const auto repeats = [batch](const Buffer<i64>& index) {
         // Each row equals the one before it.

@@ -13,7 +13,7 @@ class Gemv {
    public:
     static constexpr int arguments = 5;  // o, W, h, inputIdx, outputIdx
 
-    // Checks, plans and takes all the memory that work() needs. Writes nothing of the caller's.
+    // Checks, plans and allocates all that work() needs. Writes nothing of the caller's.
     Fault prepare(const Array* args, const SizePair* equal_sizes, int pair_count,
                   const Thresholds& thresholds, int most_threads) {
         if (Fault fault = product.prepare(args, arguments, equal_sizes, pair_count))
@@ -34,13 +34,13 @@ class Gemv {
 
     int threads() const { return workers; }
 
-    // The part of one thread. All parts may be worked on side by side.
+    // The work of one thread; all may run at once.
     void work(int thread) {
-        T* panel = scratch[thread].elements;
+        T* packed = scratch[thread].elements;
         if (shared)
-            Shared<T>::work(product, thread, workers, panel);
+            Shared<T>::work(product, thread, workers, packed);
         else
-            by_block.work(product, thread, workers, panel);
+            by_block.work(product, thread, workers, packed);
     }
 
    private:

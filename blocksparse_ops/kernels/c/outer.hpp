@@ -15,7 +15,7 @@ class Outer {
    public:
     static constexpr int arguments = 6;  // o, x, y, xIdx, yIdx, alpha
 
-    // Checks, plans and takes all the memory that work() needs. Writes nothing of the caller's.
+    // Checks, plans and allocates all that work() needs. Writes nothing of the caller's.
     Fault prepare(const Array* args, const SizePair* equal_sizes, int pair_count,
                   const Thresholds& thresholds, int most_threads) {
         x = args[1];
@@ -44,7 +44,7 @@ class Outer {
 
     int threads() const { return workers; }
 
-    // The part of one thread. All parts may be worked on side by side.
+    // The work of one thread; all may run at once.
     void work(int thread) {
         const Panels<T> panels(out.shape[3]);
         const Part part(plan.groups ? plan.start[plan.groups] : 0, panels.size(), thread, workers);
@@ -73,12 +73,12 @@ class Outer {
 
     static constexpr i64 rows_ahead = 32;
 
-    // So many rows of the widest panel fit into the scratch.
+    // Rows of the widest panel that fit into the scratch.
     static constexpr i64 chunk_rows = Scratch<T>::size / widest_panel<T>;
 
-    // Some triples of a block: where the block and the one that comes after it lie, and the rows.
+    // Some triples of a block: the depth over which a tile sums.
     struct Chunk {
-        char *here, *next;
+        char *block, *next_block;
         i64 length;
         const char *left[chunk_rows], *right[chunk_rows];
     };
@@ -90,8 +90,8 @@ class Outer {
 
     Chunk resolve(i64 g, i64 t, i64 length) const {
         Chunk chunk;
-        chunk.here = block(g);
-        chunk.next = g + 1 < plan.groups ? block(g + 1) : nullptr;
+        chunk.block = block(g);
+        chunk.next_block = g + 1 < plan.groups ? block(g + 1) : nullptr;
         chunk.length = length;
         for (i64 k = 0; k < length; ++k) {
             chunk.left[k] = x_rows[plan.triple[t + k].row[0]];
@@ -109,7 +109,7 @@ class Outer {
         });
     }
 
-    // The panel's columns of y: its rows come at any address, and each tile reads all of them.
+    // Packs the panel's columns of the rows of y, which lie anywhere, and which every tile reads.
     template <class Panel>
     void pack(const Chunk& chunk, const Panel& panel, T* scratch) const {
         for (i64 k = 0; k < chunk.length; ++k, scratch += Panel::width) {
@@ -117,8 +117,8 @@ class Outer {
             if (y.strides[2] == size)
                 panel.copy(row, reinterpret_cast<char*>(scratch));
             else
-                for (i64 n = 0; n < panel.columns; ++n)
-                    scratch[n] = load<T>(row + n * y.strides[2]);
+                for (i64 q = 0; q < panel.columns; ++q)
+                    scratch[q] = load<T>(row + q * y.strides[2]);
         }
     }
 
@@ -126,22 +126,21 @@ class Outer {
     template <int rows, class Panel>
     void add_tile(const Chunk& chunk, i64 m, const Panel& panel, const T* packed) const {
         const i64 step = x.strides[2];
-        Prefetch prefetch = later(chunk, m, rows, panel);
+        Prefetch prefetch = prefetch_behind(chunk, m, rows, panel);
         prefetch.spread(ceil_div(chunk.length, strip_depth));
         Tile<Panel, rows> tile(panel);
         tile.accumulate(
             chunk.length, [&](int r, i64 k) { return load<T>(chunk.left[k] + (m + r) * step); },
             Right{reinterpret_cast<const char*>(packed), Panel::width * size}, prefetch);
-        char* corner = chunk.here + m * out.strides[2] + panel.first * out.strides[3];
+        char* corner = chunk.block + m * out.strides[2] + panel.first * out.strides[3];
         tile.add([&](int r) { return corner + r * out.strides[2]; }, out.strides[3], alpha);
     }
 
-    // What follows so far behind row m of a panel that it comes in time, and is still in the cache
-    // when its turn comes.
+    // Rows far enough behind row m to arrive in time, near enough not to be evicted before use.
     template <class Panel>
-    Prefetch later(const Chunk& chunk, i64 m, i64 rows, const Panel& panel) const {
+    Prefetch prefetch_behind(const Chunk& chunk, i64 m, i64 rows, const Panel& panel) const {
         m += std::min<i64>(rows_ahead, out.shape[2]);
-        const char* block = m < out.shape[2] ? chunk.here : chunk.next;
+        const char* block = m < out.shape[2] ? chunk.block : chunk.next_block;
         if (!block || out.strides[3] != size) return {nullptr, 0, 0, 0};
         const i64 row = m < out.shape[2] ? m : m - out.shape[2];
         return {block + row * out.strides[2] + panel.first * size, rows, panel.columns * size,

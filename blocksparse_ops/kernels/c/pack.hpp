@@ -1,4 +1,4 @@
-// Blocks whose rows cannot be read as vectors where they lie, copied into a panel.
+// Packing: panels whose rows are not contiguous, copied into scratch where they are.
 #pragma once
 
 #include "tile.hpp"
@@ -7,11 +7,10 @@
 
 namespace blocksparse {
 
-// A square of `lanes` by `lanes` elements, transposed: to[k][n] = from[n][k], steps in bytes.
+// A square of `lanes` by `lanes` elements, transposed: to[k][q] = from[q][k], steps in bytes.
 //
-// Pieces of 16 bytes are moved to their place while they are loaded, which costs no shuffle;
-// inside of pieces, lanes change places between vectors in rounds, one for each bit of their
-// number.
+// Pieces of 128 bits are loaded to their place, which costs no shuffle. Inside of pieces, vectors
+// exchange lanes by shuffles, in a round for each bit of a lane's number.
 template <class T, int lanes>
 class Square {
    public:
@@ -20,8 +19,8 @@ class Square {
 #pragma GCC unroll 16
         for (int k = 0; k < lanes; k += piece)
 #pragma GCC unroll 16
-            for (int n = 0; n < piece; ++n)
-                rows[k + n] = gather(from + n * from_step + k * size, piece * from_step,
+            for (int q = 0; q < piece; ++q)
+                rows[k + q] = gather(from + q * from_step + k * size, piece * from_step,
                                      std::make_integer_sequence<int, lanes / piece>{});
         if constexpr (piece > 1) rounds<piece / 2>(rows);
 #pragma GCC unroll 16
@@ -33,14 +32,14 @@ class Square {
     static constexpr i64 size = sizeof(T);
     static constexpr int piece = std::min<int>(lanes, 16 / size);
 
-    // Pieces that lie `step` apart, side by side.
-    template <int... q>
-    static V gather(const char* from, i64 step, std::integer_sequence<int, q...>) {
+    // Pieces `step` bytes apart, as one vector.
+    template <int... number>
+    static V gather(const char* from, i64 step, std::integer_sequence<int, number...>) {
         if constexpr (sizeof(V) <= 16) {
             return load_vector<V>(from);
         } else {
-            using Pieces = Vector<__int128, sizeof...(q)>;
-            return reinterpret_cast<V>(Pieces{load_vector<__int128>(from + q * step)...});
+            using Pieces = Vector<__int128, sizeof...(number)>;
+            return reinterpret_cast<V>(Pieces{load_vector<__int128>(from + number * step)...});
         }
     }
 
@@ -66,7 +65,7 @@ class Square {
     }
 };
 
-// to[k][n] = from[n][k]. The last squares overlap those before them.
+// to[k][q] = from[q][k]. The last squares overlap those before them.
 template <class T, int lanes>
 void transpose(const char* from, i64 from_step, i64 depth, i64 columns, char* to, i64 to_step,
                Prefetch& prefetch) {
@@ -74,20 +73,20 @@ void transpose(const char* from, i64 from_step, i64 depth, i64 columns, char* to
         if (depth < lanes || columns < lanes)
             return transpose<T, lanes / 2>(from, from_step, depth, columns, to, to_step, prefetch);
     constexpr i64 size = sizeof(T);
-    for (i64 n = 0; n < columns; n += lanes)
+    for (i64 q = 0; q < columns; q += lanes)
         for (i64 k = 0; k < depth; k += lanes) {
-            prefetch.some();
-            const i64 n0 = std::min(n, columns - lanes), k0 = std::min(k, depth - lanes);
-            Square<T, lanes>::transpose(from + n0 * from_step + k0 * size, from_step,
-                                       to + k0 * to_step + n0 * size, to_step);
+            prefetch.issue();
+            const i64 q0 = std::min(q, columns - lanes), k0 = std::min(k, depth - lanes);
+            Square<T, lanes>::transpose(from + q0 * from_step + k0 * size, from_step,
+                                       to + k0 * to_step + q0 * size, to_step);
         }
 }
 
-// Makes a matrix of which the elements lie any two steps apart readable by rows: where it lies if
-// the elements of a row are adjacent, else in the panel.
+// A panel of a matrix of any two strides, as a tile reads it: in place if its rows are contiguous,
+// else packed into the scratch.
 template <class T, class Panel>
-Right by_rows(const char* corner, i64 row_step, i64 column_step, i64 depth, const Panel& panel,
-              T* scratch, Prefetch& prefetch) {
+Right pack_if_strided(const char* corner, i64 row_step, i64 column_step, i64 depth,
+                      const Panel& panel, T* scratch, Prefetch& prefetch) {
     constexpr i64 size = sizeof(T);
     corner += panel.first * column_step;
     char* to = reinterpret_cast<char*>(scratch);
@@ -98,9 +97,9 @@ Right by_rows(const char* corner, i64 row_step, i64 column_step, i64 depth, cons
                                    prefetch);
     } else {
         for (i64 k = 0; k < depth; ++k)
-            for (i64 n = 0; n < panel.columns; ++n)
-                *reinterpret_cast<T*>(to + k * to_step + n * size) =
-                    load<T>(corner + k * row_step + n * column_step);
+            for (i64 q = 0; q < panel.columns; ++q)
+                *reinterpret_cast<T*>(to + k * to_step + q * size) =
+                    load<T>(corner + k * row_step + q * column_step);
     }
     return {to, to_step};
 }

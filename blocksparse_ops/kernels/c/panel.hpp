@@ -10,8 +10,8 @@ namespace blocksparse {
 
 inline i64 ceil_div(i64 a, i64 b) { return (a + b - 1) / b; }
 
-// Six rows by four vectors, in a file of 32 vector registers, leave some for a row of the right and
-// a scalar; in a file of 16, six rows by two do.
+// Of 32 vector registers, 6 x 4 accumulators leave enough for a row of the right operand and a
+// broadcast scalar; of 16, 6 x 2 do.
 #if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int tile_vectors = 4;
 #else
@@ -20,36 +20,35 @@ constexpr int tile_vectors = 2;
 constexpr int tile_rows = 6;
 
 // Columns [first, first + columns) of a block, as `vectors` vectors. The last ones may overlap
-// those before them, so that no column is left over.
+// those before them, so that there are no remainder columns.
 template <class T_, int lanes_, int vectors_>
 struct Panel {
     using T = T_;
     static constexpr int lanes = lanes_, vectors = vectors_, width = lanes * vectors;
     static constexpr bool is_full = lanes == full_lanes<T>;
-    // The most rows of a tile: what the registers hold, or less where there is little to gain.
+    // 8 x 3 accumulators are as many as 6 x 4. Narrow panels gain little from more than 4 rows.
     static constexpr int rows = !is_full ? 4 : vectors == 3 ? tile_rows + 2 : tile_rows;
     i64 number, first, columns;
 
-    // Where vector v starts, in bytes from the first column.
-    i64 offset(int v) const {
+    // Where a vector starts, in bytes from the first column.
+    i64 offset(int vec) const {
         const i64 last = columns - lanes;
-        const bool overlaps = v + 1 == vectors || (!is_full && v > 0);
-        const i64 column = overlaps ? std::min<i64>(v * lanes, last) : v * lanes;
+        const bool overlaps = vec + 1 == vectors || (!is_full && vec > 0);
+        const i64 column = overlaps ? std::min<i64>(vec * lanes, last) : vec * lanes;
         return static_cast<i64>(sizeof(T)) * column;
     }
 
     void copy(const char* from, char* to) const {
-        for (int v = 0; v < vectors; ++v)
-            store_vector(to + offset(v), load_vector<Vector<T, lanes>>(from + offset(v)));
+        for (int vec = 0; vec < vectors; ++vec)
+            store_vector(to + offset(vec), load_vector<Vector<T, lanes>>(from + offset(vec)));
     }
 
-    void fetch(const char* row) const {
-        for (int v = 0; v < vectors; ++v) __builtin_prefetch(row + offset(v), 1);
+    void prefetch(const char* row) const {
+        for (int vec = 0; vec < vectors; ++vec) __builtin_prefetch(row + offset(vec), 1);
     }
 };
 
-// Columns cut into panels. They differ by a vector at the most, and their vectors are full if there
-// are columns enough for one.
+// Columns cut into panels that differ by a vector at most, of full vectors if the columns fill one.
 template <class T>
 class Panels {
    public:
@@ -61,7 +60,7 @@ class Panels {
     i64 size() const { return count; }
 
     // The first column of a panel; for number size(), the number of columns. The last panel is not
-    // smaller than others: where there are several, it has a vector that the last may overlap.
+    // smaller than others: of several, each has a whole vector for the last one to overlap.
     i64 start(i64 number) const {
         return number == count ? columns : number * vectors / count * lanes;
     }
@@ -90,7 +89,7 @@ class Panels {
         use(Panel<T, lanes, most>{number, column, width});
     }
 
-    // Fewer columns than a full vector has lanes. Few kinds of panels: each is compiled by itself.
+    // Fewer columns than a full vector has lanes. Few widths: each is an instantiation.
     template <class Use>
     static void use_narrow(i64 width, const Use& use) {
         if constexpr (lanes > 8)
@@ -101,11 +100,10 @@ class Panels {
     }
 };
 
-// Products between two looks at what to fetch next.
+// Depth between two calls of Prefetch::issue.
 constexpr i64 strip_depth = 8;
 
-// Sums are taken over at most this many products before they are added to the output: so many rows
-// of a panel stay in the cache next to the core.
+// The largest depth of a chunk, whose sums are added to the output before the next chunk's.
 constexpr i64 most_depth = 256;
 
 template <class T>
@@ -113,8 +111,8 @@ constexpr i64 widest_panel = tile_vectors * full_lanes<T>;
 
 constexpr i64 page = 4096;
 
-// A widest panel of a quarter of that depth, or a narrower one of more. The machine fetches ahead
-// beyond its end: there must not be another thread's.
+// A packed panel that stays in L1, of at most 16 KiB: the widest of a quarter of most_depth, or a
+// narrower one of more. The page behind it keeps the hardware prefetcher off another thread's.
 template <class T>
 struct alignas(page) Scratch {
     static constexpr i64 size = most_depth / 4 * widest_panel<T>;
@@ -122,15 +120,15 @@ struct alignas(page) Scratch {
     char gap[page];
 };
 
-// The depth for a block of this many columns. Of wide blocks, all rows of a chunk and of the next
-// one, which is being fetched, share the second cache.
+// A chunk's depth for a block of this many columns. A chunk of all columns of a wide block and the
+// next one, which is being prefetched, fit into L2 together.
 template <class T>
 i64 chunk_depth(i64 columns) {
-    constexpr i64 least_depth = 32, cached = 256 * 1024 / sizeof(T);
+    constexpr i64 least_depth = 32, in_l2 = 256 * 1024 / sizeof(T);
     const i64 vectors = ceil_div(std::max<i64>(columns, 1), full_lanes<T>);
-    const i64 narrow = Panel<T, 1, 3>::width;  // what a single column takes
-    const i64 width = std::max(narrow, std::min<i64>(vectors * full_lanes<T>, widest_panel<T>));
-    const i64 depth = std::min(Scratch<T>::size / width, cached / std::max<i64>(columns, 1));
+    const i64 narrowest = Panel<T, 1, 3>::width;
+    const i64 width = std::max(narrowest, std::min<i64>(vectors * full_lanes<T>, widest_panel<T>));
+    const i64 depth = std::min(Scratch<T>::size / width, in_l2 / std::max<i64>(columns, 1));
     return std::clamp(depth / strip_depth * strip_depth, least_depth, most_depth);
 }
 
@@ -151,7 +149,7 @@ void use_tile(i64 count, i64 first, const Use& use) {
         use_tile<rows - 1>(count, first, use);
 }
 
-// Calls use(rows, first row) for every tile, `rows` a constant. Tiles differ by a row at the most.
+// Calls use(rows, first row) for every tile, `rows` a constant. Tiles differ by a row at most.
 template <int most, class Use>
 void for_each_tile(i64 rows, const Use& use) {
     i64 first = 0;

@@ -8,18 +8,18 @@
 
 namespace blocksparse {
 
-// The number of a row, an example and a position in its window: example * window + position. Of 32
-// bits: a plan is as large as its triples, and its cost is to write and to read them.
+// The number of a row: example * window + place in the window. Of 32 bits, since a plan's cost is
+// to write its triples and to read them.
 using Row = std::uint32_t;
 
-// One of the two index arrays: its blocks, row after row.
+// One of the two index arrays: the block of each row.
 struct Side {
     const Buffer<i64>& blocks_of_rows;
     i64 window, blocks;
 };
 
-// Group g is a block, named by its number on either side. It joins the rows of either side in
-// triples start[g] to start[g + 1].
+// Group g is a block in use, by its numbers on both sides. It multiplies the rows of triples
+// start[g] to start[g + 1].
 struct Plan {
     struct Block {
         i64 of[2];
@@ -33,7 +33,7 @@ struct Plan {
     Buffer<Triple> triple;
 };
 
-// The blocks in use numbered in their order, so that those that are not cost next to nothing.
+// The rank of each block in use among them, from a bitmap: a block that is not in use costs a bit.
 class Ranks {
    public:
     explicit Ranks(const Side& side)
@@ -58,18 +58,18 @@ class Ranks {
     Buffer<Row> before, of_rows;
     Row count = 0;
 
-    // In four copies: setting bits of one word one after the other waits for each.
+    // Four bitmaps in turn: an update of a word waits for the store of the one before.
     void mark_used(const Side& side) {
         constexpr i64 copies = 4;
-        Buffer<std::uint64_t> copy(copies * used.size());
-        std::fill(copy.begin(), copy.end(), 0);
+        Buffer<std::uint64_t> bitmaps(copies * used.size());
+        std::fill(bitmaps.begin(), bitmaps.end(), 0);
         for (i64 row = 0; row < of_rows.size(); ++row) {
             const std::uint64_t block = side.blocks_of_rows[row];
-            copy[block / 64 * copies + row % copies] |= std::uint64_t{1} << block % 64;
+            bitmaps[block / 64 * copies + row % copies] |= std::uint64_t{1} << block % 64;
         }
         for (i64 word = 0; word < used.size(); ++word) {
             used[word] = 0;
-            for (i64 k = 0; k < copies; ++k) used[word] |= copy[word * copies + k];
+            for (i64 k = 0; k < copies; ++k) used[word] |= bitmaps[word * copies + k];
         }
     }
 
@@ -79,7 +79,7 @@ class Ranks {
     }
 };
 
-// Where each rank's entries start if each of its rows has `entries` of them.
+// Where each rank's entries start, of a sort by rank in which each row has so many.
 inline Buffer<i64> starts(const Ranks& ranks, i64 entries) {
     Buffer<i64> next(ranks.size());
     std::fill(next.begin(), next.end(), 0);
@@ -89,7 +89,7 @@ inline Buffer<i64> starts(const Ranks& ranks, i64 entries) {
     return next;
 }
 
-// Rows in the order of their rank, equal ranks in the order in which they stand.
+// Rows sorted by rank, stably.
 inline Buffer<Row> sort_rows(const Ranks& ranks) {
     Buffer<i64> next = starts(ranks, 1);
     Buffer<Row> order(ranks.rows());
@@ -98,8 +98,7 @@ inline Buffer<Row> sort_rows(const Ranks& ranks) {
     return order;
 }
 
-// Cuts the sorted triples into runs of one block. `ends` has where the triples of each rank of the
-// first side end.
+// Cuts the sorted triples into runs of one block. `ends` are the ends of the first side's ranks.
 inline void group(Plan& plan, const Buffer<i64>& ends, const Ranks& minor_ranks) {
     i64 t = 0;
     i64 groups = 0;
@@ -108,7 +107,7 @@ inline void group(Plan& plan, const Buffer<i64>& ends, const Ranks& minor_ranks)
     for (i64 end : ends)
         for (i64 last = -1; t < end; ++t) {
             const i64 rank = minor_ranks[plan.triple[t].row[1]];
-            // No branch: where a run ends cannot be foretold.
+            // Branchless: the end of a run would be mispredicted.
             groups += rank != last;
             start[groups] = t + 1;
             last = rank;
@@ -116,8 +115,8 @@ inline void group(Plan& plan, const Buffer<i64>& ends, const Ranks& minor_ranks)
     plan.groups = groups;
 }
 
-// A counting sort of the triples in two passes, by the second side's block and then, stably, by the
-// first's. The cost is O(triples), and a bit for each block.
+// A radix sort of the triples, a counting sort by the second side's block and a stable one by the
+// first's: O(triples), and a bit a block. A block's triples stay in the order of their examples.
 inline Plan make_plan(const Side& first, const Side& second, i64 batch) {
     Plan plan;
     const i64 triples = batch * first.window * second.window;

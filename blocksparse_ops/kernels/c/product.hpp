@@ -1,4 +1,4 @@
-// What both paths of the product work on.
+// What both paths of gemv work on.
 #pragma once
 
 #include "check.hpp"
@@ -30,12 +30,12 @@ struct Product {
         return W.data + i * W.strides[0] + j * W.strides[1];
     }
 
-    bool columns_lie_together() const {
+    bool is_column_major() const {
         return std::abs(W.strides[2]) < std::abs(W.strides[3]);
     }
 
-    // Part of a block, to be fetched: nothing if there is no block, or if its elements lie apart.
-    Prefetch part_of(const char* block, i64 row, i64 rows, i64 column, i64 end_column) const {
+    // Part of a block to prefetch: nothing without a block, or if neither axis is contiguous.
+    Prefetch prefetch(const char* block, i64 row, i64 rows, i64 column, i64 end_column) const {
         if (!block) return {nullptr, 0, 0, 0};
         const char* corner = block + row * W.strides[2] + column * W.strides[3];
         rows = std::min(rows, depth - row);
@@ -45,12 +45,12 @@ struct Product {
         return {nullptr, 0, 0, 0};
     }
 
-    // Rows k0 to k0 + length of a block's panel as a tile reads them, in the scratch if need be.
+    // Rows k0 to k0 + length of a block's panel.
     template <class Panel>
     Right right(const char* block, i64 k0, i64 length, const Panel& panel, T* scratch,
                 Prefetch& prefetch) const {
-        return by_rows(block + k0 * W.strides[2], W.strides[2], W.strides[3], length, panel,
-                       scratch, prefetch);
+        return pack_if_strided(block + k0 * W.strides[2], W.strides[2], W.strides[3], length,
+                               panel, scratch, prefetch);
     }
 };
 

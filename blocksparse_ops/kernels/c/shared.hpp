@@ -1,4 +1,4 @@
-// The product if all examples use the same blocks: what a whole window adds is summed in registers.
+// gemv if all examples use the same blocks: a whole window is summed in registers.
 #pragma once
 
 #include "pack.hpp"
@@ -31,7 +31,7 @@ class Shared {
         return p.block(p.indices.input[v], p.indices.output[w]);
     }
 
-    // Some positions of the input window, and some of their depth: no more than a chunk together.
+    // Some places of the input window, or part of one's depth: at most a chunk in all.
     struct Slice {
         i64 first, last, k0, length;
     };
@@ -39,27 +39,26 @@ class Shared {
     template <class Use>
     static void for_each_slice(const Product<T>& p, const Use& use) {
         const i64 chunk = chunk_depth<T>(p.columns);
-        const i64 together = std::max<i64>(1, chunk / std::max<i64>(1, p.depth));
-        for (i64 v = 0; v < p.inputs; v += together)
+        const i64 places = std::max<i64>(1, chunk / std::max<i64>(1, p.depth));
+        for (i64 v = 0; v < p.inputs; v += places)
             for_each_chunk(p.depth, chunk, [&](i64 k0, i64 length) {
-                use(Slice{v, std::min(v + together, p.inputs), k0, length});
+                use(Slice{v, std::min(v + places, p.inputs), k0, length});
             });
     }
 
-    // The blocks of a slice and of output position w; while these are worked on, those of the next
-    // position are fetched.
+    // The blocks of a slice and of place w of the output window; place w + 1's are prefetched.
     template <class Panel>
     __attribute__((noinline)) static void multiply(const Product<T>& p, const Share& examples,
                                                    i64 w, i64 end, const Slice& slice,
                                                    const Panel& panel, T* scratch) {
         Factor factors[most_depth];
         const i64 rows = examples.last - examples.first;
-        const i64 times = ceil_div(rows, Panel::rows) * ceil_div(slice.length, strip_depth);
+        const i64 calls = ceil_div(rows, Panel::rows) * ceil_div(slice.length, strip_depth);
         for (i64 v = slice.first; v < slice.last; ++v, scratch += slice.length * Panel::width) {
             const char* next = w + 1 < end ? block(p, v, w + 1) : nullptr;
-            Prefetch prefetch = p.part_of(next, slice.k0, slice.length, panel.first,
-                                          panel.first + panel.columns);
-            prefetch.spread(times);
+            Prefetch prefetch = p.prefetch(next, slice.k0, slice.length, panel.first,
+                                           panel.first + panel.columns);
+            prefetch.spread(calls);
             Factor& factor = factors[v - slice.first];
             factor.right =
                 p.right(block(p, v, w), slice.k0, slice.length, panel, scratch, prefetch);

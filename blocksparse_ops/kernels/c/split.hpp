@@ -1,4 +1,4 @@
-// Which part of the work is a thread's. A sum is never cut, so the parts do not change its bits.
+// Which part of the work is a thread's. No sum is split, so threads do not change the bits.
 #pragma once
 
 #include "arrays.hpp"
@@ -7,7 +7,7 @@
 
 namespace blocksparse {
 
-// The part [first, last) of `total` that one of several threads has. Parts differ by one at most.
+// The range [first, last) of `total` that one of several threads has; ranges differ by one at most.
 struct Share {
     i64 first, last;
 
@@ -22,14 +22,14 @@ struct Share {
     }
 };
 
-// The panels of blocks, in the order of the blocks, that a thread has. A panel weighs as much as
-// its block has triples, and belongs to the thread in whose share it starts.
+// A thread's panels. A panel weighs as much as its block has triples, and belongs to the thread in
+// whose share it starts.
 class Part {
    public:
     Part(i64 triples, i64 panels_of_a_block, int thread, int threads)
         : count(panels_of_a_block), share(triples * panels_of_a_block, thread, threads) {}
 
-    // Of a block, of the number of triples before its own, and of its own.
+    // Those of a block, from the number of triples before its own and its own.
     Share panels(i64 before, i64 triples) const {
         return {first_from(share.first - before * count, triples),
                 first_from(share.last - before * count, triples)};

@@ -10,8 +10,8 @@ namespace blocksparse {
 
 #if defined(_OPENMP)
 
-// A child that is forked after threads have run inherits no threads, and GNU OpenMP would wait for
-// them for ever: it works on one.
+// A child forked after threads have run inherits none, and GNU OpenMP would wait for them for ever:
+// the child works on one.
 inline bool threads_were_forked_away() {
     static const pid_t first_user = getpid();
     return getpid() != first_user;

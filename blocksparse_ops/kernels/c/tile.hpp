@@ -1,11 +1,11 @@
-// The register tile: a few rows by a few vectors, summed over a depth, added to the output.
+// The micro-kernel: a register tile of a few rows by a few vectors, summed over a depth.
 #pragma once
 
 #include "panel.hpp"
 
 namespace blocksparse {
 
-// Where row k of a panel starts, its elements side by side.
+// The right operand, row by row: the elements of a row are contiguous.
 struct Right {
     const char* start;
     i64 step;
@@ -13,46 +13,46 @@ struct Right {
     const char* operator()(i64 k) const { return start + k * step; }
 };
 
-// Rows of memory that are needed next, asked for a few lines at a time beside the products.
+// Prefetches rows of memory into L2, a few cache lines at a time between the products.
 //
-// Rows without a gap are one long row, of which all quarters are asked for side by side: the
-// machine's own fetching follows each place that is read on and on, and so brings more.
+// A contiguous region is prefetched in quarters at once: the hardware prefetcher follows each as a
+// stream and runs ahead of it. Of rows with gaps, four lines are prefetched at once, a tile's row.
 class Prefetch {
    public:
     Prefetch() = default;
     Prefetch(const char* start, i64 rows, i64 bytes, i64 step) : row(start), step(step) {
-        const bool is_long = step == bytes || rows == 1;
-        this->rows = is_long ? std::min<i64>(rows, 1) : rows;
-        this->bytes = is_long ? ceil_div(rows * bytes, places) : bytes;
-        apart = is_long ? this->bytes : line;
-        advance = is_long ? line : places * line;
+        const bool contiguous = step == bytes || rows == 1;
+        this->rows = contiguous ? std::min<i64>(rows, 1) : rows;
+        this->bytes = contiguous ? ceil_div(rows * bytes, streams) : bytes;
+        stream_step = contiguous ? this->bytes : line;
+        round_step = contiguous ? line : streams * line;
     }
 
-    // Asks for all in `times` calls of some().
-    void spread(i64 times) {
-        looks = ceil_div(rows * ceil_div(bytes, advance), std::max<i64>(times, 1));
+    // Spreads the region over so many calls of issue().
+    void spread(i64 calls) {
+        rounds = ceil_div(rows * ceil_div(bytes, round_step), std::max<i64>(calls, 1));
     }
 
-    void some() {
-        for (i64 n = looks; n > 0 && rows > 0; --n) {
+    void issue() {
+        for (i64 round = rounds; round > 0 && rows > 0; --round) {
 #pragma GCC unroll 4
-            for (int place = 0; place < places; ++place)
-                __builtin_prefetch(row + at + place * apart, 0, 2);
-            at += advance;
+            for (int stream = 0; stream < streams; ++stream)
+                __builtin_prefetch(row + at + stream * stream_step, 0, 2);
+            at += round_step;
             if (at >= bytes) at = 0, row += step, --rows;
         }
     }
 
    private:
     static constexpr i64 line = 64;
-    static constexpr int places = 4;  // a tile's row, if rows have gaps
+    static constexpr int streams = 4;
     const char* row;
-    i64 rows, bytes, step, apart, advance, at = 0, looks = 0;
+    i64 rows, bytes, step, stream_step, round_step, at = 0, rounds = 0;
 };
 
 // sum[m][.] = sum over k < depth of left(m, k) * right(k)[.]
 //
-// The loops over rows and vectors are unrolled, or the sums would not stay in registers.
+// Unrolled over rows and vectors, or the accumulators would not stay in registers.
 template <class Panel, int rows>
 class Tile {
    public:
@@ -68,7 +68,7 @@ class Tile {
     __attribute__((always_inline)) void accumulate(i64 depth, const Left& left, const Right& right,
                                                    Prefetch& prefetch) {
         for (i64 strip = 0; strip < depth; strip += strip_depth) {
-            prefetch.some();
+            prefetch.issue();
             const i64 end = std::min(strip + strip_depth, depth);
             i64 k = strip;
 #pragma GCC unroll 4
@@ -81,7 +81,7 @@ class Tile {
         }
     }
 
-    // to(m)[n] += scale * sum[m][n] for n < columns, n counted in strides.
+    // to(m)[q] += scale * sum[m][q] for q < columns, `stride` bytes apart.
     template <class To>
     __attribute__((always_inline)) void add(const To& to, i64 stride, T scale) {
         join_chains();
@@ -94,22 +94,23 @@ class Tile {
             for (int m = 0; m < rows; ++m) spill_row(total[m], m);
             for (int m = 0; m < rows; ++m) {
                 char* out = to(m);
-                for (i64 n = 0; n < panel.columns; ++n)
-                    *reinterpret_cast<T*>(out + n * stride) += scale * total[m][n];
+                for (i64 q = 0; q < panel.columns; ++q)
+                    *reinterpret_cast<T*>(out + q * stride) += scale * total[m][q];
             }
         }
     }
 
    private:
     static constexpr int vectors = Panel::vectors;
-    // As many sums beside each other as keep the multipliers busy with one row of one vector:
-    // the same for every number of rows, so that a row's sum is taken in the same order in each.
+    // Independent accumulators of an element, by k modulo `chains`, for narrow panels to hide the
+    // latency of the FMA. A power of two, for join_chains. The same for every number of rows, so
+    // that the order of a row's sum, and with it its bits, does not depend on the rows beside it.
     static constexpr int chains = std::max(tile_vectors / vectors, 1);
 
     const Panel panel;
     V sum[chains * rows * vectors];
 
-    V& at(int chain, int m, int v) { return sum[(chain * rows + m) * vectors + v]; }
+    V& at(int chain, int m, int vec) { return sum[(chain * rows + m) * vectors + vec]; }
 
     template <class Left, class Right>
     __attribute__((always_inline)) void step(int chain, i64 k, const Left& left,
@@ -117,12 +118,13 @@ class Tile {
         V loaded[vectors];
         const char* row = right(k);
 #pragma GCC unroll 4
-        for (int v = 0; v < vectors; ++v) loaded[v] = load_vector<V>(row + panel.offset(v));
+        for (int vec = 0; vec < vectors; ++vec)
+            loaded[vec] = load_vector<V>(row + panel.offset(vec));
 #pragma GCC unroll 8
         for (int m = 0; m < rows; ++m) {
             const T factor = left(m, k);
 #pragma GCC unroll 4
-            for (int v = 0; v < vectors; ++v) at(chain, m, v) += factor * loaded[v];
+            for (int vec = 0; vec < vectors; ++vec) at(chain, m, vec) += factor * loaded[vec];
         }
     }
 
@@ -134,32 +136,32 @@ class Tile {
                 sum[k] += sum[width * rows * vectors + k];
     }
 
-    // All is read before any is written: the last vector may overlap the one before it.
+    // All loads come before all stores: the last vector may overlap the one before it.
     __attribute__((always_inline)) void add_row(char* out, int m, T scale) {
         V total[vectors];
 #pragma GCC unroll 4
-        for (int v = 0; v < vectors; ++v)
-            total[v] = load_vector<V>(out + panel.offset(v)) + scale * at(0, m, v);
+        for (int vec = 0; vec < vectors; ++vec)
+            total[vec] = load_vector<V>(out + panel.offset(vec)) + scale * at(0, m, vec);
 #pragma GCC unroll 4
-        for (int v = 0; v < vectors; ++v) store_vector(out + panel.offset(v), total[v]);
+        for (int vec = 0; vec < vectors; ++vec) store_vector(out + panel.offset(vec), total[vec]);
     }
 
     __attribute__((always_inline)) void spill_row(T* row, int m) {
 #pragma GCC unroll 4
-        for (int v = 0; v < vectors; ++v)
-            store_vector(reinterpret_cast<char*>(row) + panel.offset(v), at(0, m, v));
+        for (int vec = 0; vec < vectors; ++vec)
+            store_vector(reinterpret_cast<char*>(row) + panel.offset(vec), at(0, m, vec));
     }
 };
 
-// Some rows: where those of the left operand start, and where their products are added. They are
-// looked up together, ahead of the products, because each look waits for memory.
+// Where some rows of the left operand and of the output start: looked up ahead of the products, so
+// that their cache misses overlap.
 struct Addresses {
     static constexpr i64 most = 48;
     const char* left[most];
     char* to[most];
 };
 
-// A panel of a block, and what to fetch while it is worked on.
+// A panel of a block, and what to prefetch meanwhile.
 struct Factor {
     Right right;
     Prefetch prefetch;
@@ -167,7 +169,7 @@ struct Factor {
 
 // to[m][.] += sum over blocks and k < depth of left[m][block, k] * right[block](k)[.]
 //
-// A function of its own: every kind of tile takes time to compile.
+// Not inlined: each instantiation of Tile takes long to compile.
 template <int rows, class Panel>
 __attribute__((noinline)) void add_products(const char* const* left, i64 left_step,
                                             i64 left_block_step, Factor* factors, i64 blocks,
@@ -178,7 +180,7 @@ __attribute__((noinline)) void add_products(const char* const* left, i64 left_st
     const char* row[rows];
     for (int m = 0; m < rows; ++m) {
         row[m] = left[m];
-        panel.fetch(to[m]);
+        panel.prefetch(to[m]);
     }
     for (i64 block = 0; block < blocks; ++block) {
         tile.accumulate(
