@@ -134,24 +134,27 @@ class SparseBlockOp(OpenMPOp):
                 result = type(self)()(result, *factors[:k], tangent, *factors[k + 1 :])
         return [result]
 
-    def c_support_code(self, **kwargs):
-        return source.support_code()
-
     def c_compile_args(self, **kwargs):
         # Whether there are threads is settled when a graph is compiled, not when an op is made.
         self.openmp = config.openmp
-        return [*source.COMPILE_ARGS, *super().c_compile_args(**kwargs)]
-
-    def c_headers(self, **kwargs):
-        # The C++ files include what they need.
+        self.update_self_openmp()
         return []
 
+    def c_headers(self, **kwargs):
+        return []
+
+    def c_support_code_struct(self, node, name):
+        return source.declare(f"kernel_{name}")
+
+    def c_init_code_struct(self, node, name, sub):
+        dtype = node.outputs[0].type.dtype
+        source.require_kernel(self.kernel, dtype)
+        return source.load(f"kernel_{name}", dtype, self.kernel, self.openmp, sub["fail"])
+
     def c_code_cache_version(self):
-        return source.version()
+        return (*source.version(), self.openmp)
 
     def c_code(self, node, name, inputs, outputs, sub):
-        dtype = node.outputs[0].type.dtype
+        source.require_kernel(self.kernel, node.outputs[0].type.dtype)
         (output,) = outputs
-        return source.call(
-            self.kernel, self.signature, dtype, inputs, output, self.inplace, sub["fail"]
-        )
+        return source.call(f"kernel_{name}", inputs, output, self.inplace, sub["fail"])

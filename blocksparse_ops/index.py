@@ -9,6 +9,7 @@ from pytensor.tensor.blockwise import vectorize_node_fallback
 
 from blocksparse_ops.arguments import as_block_index, foldable, require_integers
 from blocksparse_ops.kernels.c import source
+from blocksparse_ops.kernels.c.extension import INDEX
 from blocksparse_ops.reference import first_out_of_range
 from blocksparse_ops.signature import disagreement, out_of_range
 
@@ -91,11 +92,11 @@ class CheckBlockIndex(COp):
         self.check(*inputs)
         output_storage[0][0] = inputs[0]
 
-    def c_support_code(self, **kwargs):
-        return source.support_code()
+    def c_support_code_struct(self, node, name):
+        return source.declare(f"check_{name}")
 
-    def c_compile_args(self, **kwargs):
-        return list(source.COMPILE_ARGS)
+    def c_init_code_struct(self, node, name, sub):
+        return source.load(f"check_{name}", INDEX, "check", False, sub["fail"])
 
     def c_code_cache_version(self):
         return source.version()
@@ -104,7 +105,7 @@ class CheckBlockIndex(COp):
         props = (self.caller, self.argument, self.blocks, self.equal)
         index, *numbers = inputs
         (output,) = outputs
-        return source.check(props, index, numbers, output, sub["fail"])
+        return source.check(f"check_{name}", props, index, numbers, output, sub["fail"])
 
     def do_constant_folding(self, fgraph, node):
         return foldable(node, self.check)

@@ -1,10 +1,13 @@
 """The C++ headers: no warnings, a version that follows them, and no need for a compiler."""
 
+import os
+import shutil
 import subprocess
 import sys
 import sysconfig
 import threading
 from importlib import resources
+from pathlib import Path
 
 import numpy as np
 import oracle
@@ -14,19 +17,19 @@ from cases import Draw, Sizes, needs_compiler, symbols
 from pytensor import config
 
 from blocksparse_ops import sparse_block_gemv, sparse_block_gemv_inplace
-from blocksparse_ops.kernels.c import source
+from blocksparse_ops.kernels.c import extension
 
 FOLDER = resources.files("blocksparse_ops.kernels.c")
 
 
 def test_every_header_is_handed_over():
     assert {path.name for path in FOLDER.iterdir() if path.name.endswith(".hpp")} == {
-        f"{name}.hpp" for name in source.HEADERS
+        f"{name}.hpp" for name in extension.HEADERS
     }
 
 
 @needs_compiler
-@pytest.mark.parametrize("name", source.HEADERS)
+@pytest.mark.parametrize("name", extension.HEADERS)
 def test_headers_compile_alone_without_warnings(name, tmp_path):
     path = tmp_path / "alone.cpp"
     kernel = {"gemv": "Gemv", "outer": "Outer"}.get(name)
@@ -35,18 +38,60 @@ def test_headers_compile_alone_without_warnings(name, tmp_path):
     path.write_text(f'#include "{name}.hpp"\n{"".join(uses)}')
     # Python's and NumPy's own headers are not ours to keep free of warnings.
     others = [sysconfig.get_paths()["include"], np.get_include()]
-    command = [config.cxx, *source.COMPILE_ARGS, "-O2", "-Wall", "-Wextra", "-Werror"]
+    command = [config.cxx, *extension.COMPILE_ARGS, "-O2", "-Wall", "-Wextra", "-Werror"]
     command += [f"-I{FOLDER}", *(f"-isystem{folder}" for folder in others)]
     command += ["-c", str(path), "-o", str(tmp_path / "alone.o")]
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
 
 
-def test_cache_version_follows_the_sources(monkeypatch):
-    before = sparse_block_gemv.c_code_cache_version()
-    changed = source.support_code() + "// one more line\n"
-    monkeypatch.setattr(source, "support_code", lambda: changed)
-    assert source.version.__wrapped__() != before
+def test_a_changed_source_is_another_extension(monkeypatch):
+    args = extension.compile_args(openmp=False)
+    names = {extension.name_of("float64", args)}
+    names.add(extension.name_of("float64", [*args, "-fopenmp"]))
+    changed = extension.headers() + "// one more line\n"
+    monkeypatch.setattr(extension, "headers", lambda: changed)
+    names.add(extension.name_of("float64", args))
+    assert len(names) == 3
+
+
+BUILD = """
+from blocksparse_ops.kernels.c import extension
+function = extension.function("index", "check", False)
+print(extension.extension("index", tuple(extension.compile_args(False))).__spec__.origin)
+"""
+
+
+def start_building(folder):
+    environment = {**os.environ, "PYTENSOR_FLAGS": f"base_compiledir={folder}"}
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", BUILD],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+@needs_compiler
+def test_processes_that_build_at_the_same_time(tmp_path):
+    processes = [start_building(tmp_path) for _ in range(3)]
+    origins = {process.communicate()[0].strip() for process in processes}
+    assert [process.returncode for process in processes] == [0, 0, 0]
+    (origin,) = origins
+    assert [str(path) for path in Path(origin).parent.iterdir()] == [origin]
+
+
+@needs_compiler
+def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
+    """The extension is built elsewhere, for this process alone."""
+    taken = tmp_path / "blocksparse_ops"
+    taken.write_text("not a folder")
+    name = extension.name_of("index", ())
+    args = extension.compile_args(openmp=False)
+    path = extension.build(extension.source("index", name), name, args, taken / f"{name}.so")
+    assert path.exists()
+    assert tmp_path not in path.parents
+    shutil.rmtree(path.parent)
 
 
 def test_dtypes_without_kernels_fall_to_perform():

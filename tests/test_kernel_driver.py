@@ -16,7 +16,7 @@ import pytest
 from cases import needs_compiler
 from pytensor import config
 
-from blocksparse_ops.kernels.c import source
+from blocksparse_ops.kernels.c import extension
 
 pytestmark = needs_compiler
 
@@ -33,7 +33,7 @@ PROBE = f'int main() {{ return __builtin_cpu_supports("%s") ? 0 : {LACKING}; }}\
 
 def build(path, executable, vectors):
     """Compile under sanitizers. To optimise would take four times as long."""
-    command = [config.cxx, *source.COMPILE_ARGS, "-O0", "-g1", "-pthread", f"-I{HEADERS}"]
+    command = [config.cxx, *extension.COMPILE_ARGS, "-O0", "-g1", "-pthread", f"-I{HEADERS}"]
     command += [f"-m{vectors}" if IS_X86 else "-march=native"]
     # What is undefined is so at any width, and to look for it doubles the time.
     sanitizers = "address,undefined" if vectors == VECTORS[0] else "address"

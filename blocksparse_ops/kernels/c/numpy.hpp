@@ -72,9 +72,8 @@ Fault without_gil(const Work& work) {
 // Whether all values of an index lie in [-blocks, blocks), and sizes are equal in pairs. `numbers`
 // are the number of blocks and the sizes. If not, check() of the Python op that make_op builds
 // says why.
-template <class MakeOp>
-bool check_index_and_sizes(PyArrayObject* index, PyArrayObject* const* numbers, int count,
-                           const MakeOp& make_op) {
+inline bool check_index_and_sizes(PyArrayObject* index, PyArrayObject* const* numbers, int count,
+                                  PyObject* (*make_op)()) {
     const auto number = [&](int k) {
         return *static_cast<const npy_int64*>(PyArray_DATA(numbers[k]));
     };

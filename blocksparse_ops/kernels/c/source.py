@@ -1,90 +1,78 @@
-"""Hands the C++ files of this folder to the ops' C code."""
+"""The C code of the ops: a call of a kernel in an extension module that all ops share."""
 
+import inspect
 import json
-import re
+import sys
 from functools import cache
 from hashlib import sha256
-from importlib.resources import files
 
-from blocksparse_ops.kernels.thresholds import PRODUCTS_OF_A_THREAD
-from blocksparse_ops.signature import Signature
+from blocksparse_ops.kernels.c.extension import KERNELS, SCALARS
 
-# Each file after those that it includes.
-HEADERS = (
-    "arrays",
-    "check",
-    "choose",
-    "split",
-    "threads",
-    "plan",
-    "vector",
-    "panel",
-    "tile",
-    "pack",
-    "product",
-    "by_block",
-    "shared",
-    "gemv",
-    "outer",
-    "numpy",
-)
-
-SCALARS = {"float32": "npy_float32", "float64": "npy_float64"}
-
-COMPILE_ARGS = ("-std=c++17",)
-
-
-@cache
-def support_code() -> str:
-    """All headers as one text, their own includes of each other taken out."""
-    folder = files(__package__)
-    texts = [folder.joinpath(f"{name}.hpp").read_text("utf-8") for name in HEADERS]
-    return re.sub(r'#pragma once\n|#include "\w+\.hpp"\n', "", "\n".join(texts))
+CALL = "bool (*)(PyArrayObject* const*, PyArrayObject**, bool)"
+CHECK = "bool (*)(PyArrayObject*, PyArrayObject* const*, int, PyObject* (*)())"
 
 
 @cache
 def version() -> tuple[str, ...]:
-    """What the compiled code depends on besides the graph."""
-    return (sha256(support_code().encode()).hexdigest(), *COMPILE_ARGS, str(PRODUCTS_OF_A_THREAD))
+    """Of the code here; the extension is found by its own sources."""
+    return (sha256(inspect.getsource(sys.modules[__name__]).encode()).hexdigest(),)
 
 
-def call(
-    kernel: str,
-    signature: Signature,
-    dtype: str,
-    inputs: list[str],
-    output: str,
-    inplace: bool,
-    fail: str,
-) -> str:
-    """C code that calls one kernel class.
+def declare(pointer: str) -> str:
+    """C code, of a struct, that declares a pointer to a function of the extension."""
+    return f"void* {pointer};"
 
-    Raises
-    ------
-    NotImplementedError
-        If the kernels are not written for this dtype: PyTensor then runs `perform`.
-    """
-    if dtype not in SCALARS:
-        raise NotImplementedError(f"the C kernels compute in float32 and float64, not {dtype}")
-    equal_sizes = ", ".join(f"{{{one}, {other}}}" for one, other in signature.equal_sizes)
+
+def load(pointer: str, module: str, function: str, openmp: bool, fail: str) -> str:
+    """C code that looks a function of the extension up, which is built if it is not there."""
     return f"""
     {{
-        PyArrayObject* const arguments[] = {{{", ".join(inputs)}}};
-        const blocksparse::SizePair equal_sizes[] = {{{equal_sizes}}};
-        if (!blocksparse::call<blocksparse::{kernel}<{SCALARS[dtype]}>>(
-                "{signature.op}", arguments, &{output}, {str(inplace).lower()}, equal_sizes,
-                {len(signature.equal_sizes)}, {{{PRODUCTS_OF_A_THREAD}}})) {{
+        PyObject* extension = PyImport_ImportModule("blocksparse_ops.kernels.c.extension");
+        PyObject* capsule = !extension ? nullptr : PyObject_CallMethod(
+            extension, "function", "ssi", "{module}", "{function}", {int(openmp)});
+        Py_XDECREF(extension);
+        {pointer} = capsule ? PyCapsule_GetPointer(capsule, nullptr) : nullptr;
+        Py_XDECREF(capsule);
+        if (!{pointer}) {{
             {fail}
         }}
     }}
     """
 
 
-def check(props: tuple, index: str, numbers: list[str], output: str, fail: str) -> str:
+def call(pointer: str, inputs: list[str], output: str, inplace: bool, fail: str) -> str:
+    """C code that calls a kernel."""
+    return f"""
+    {{
+        PyArrayObject* const arguments[] = {{{", ".join(inputs)}}};
+        const auto kernel = reinterpret_cast<{CALL}>({pointer});
+        if (!kernel(arguments, &{output}, {str(inplace).lower()})) {{
+            {fail}
+        }}
+    }}
+    """
+
+
+def require_kernel(kernel: str, dtype: str) -> None:
+    """Raise unless a kernel is written for this dtype: PyTensor then runs `perform`.
+
+    Raises
+    ------
+    NotImplementedError
+    """
+    if dtype not in SCALARS or kernel not in KERNELS:
+        raise NotImplementedError(f"the C kernels compute in {' and '.join(SCALARS)}, not {dtype}")
+
+
+def check(
+    pointer: str, props: tuple, index: str, numbers: list[str], output: str, fail: str
+) -> str:
     """C code that makes `output` a view of `index`, or raises what the Python op says of it.
 
     Parameters
     ----------
+    pointer : str
+        The C variable of the function that checks.
     props : tuple
         What the op of this check is built from: strings, and pairs of strings.
     index, numbers, output : str
@@ -106,7 +94,8 @@ def check(props: tuple, index: str, numbers: list[str], output: str, fail: str) 
             Py_DECREF(module);
             return op;
         }};
-        if (!blocksparse::check_index_and_sizes({index}, numbers, {len(numbers)}, make_op)) {{
+        const auto check = reinterpret_cast<{CHECK}>({pointer});
+        if (!check({index}, numbers, {len(numbers)}, make_op)) {{
             {fail}
         }}
         Py_INCREF({index});
