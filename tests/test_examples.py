@@ -89,6 +89,7 @@ def test_language_model_stops_on_an_interrupt(example, plot, capsys, monkeypatch
         monkeypatch.setattr(example, "tqdm", None)
         monkeypatch.setattr(example, "Figure", None)
     draw_examples, drawn = example.draw_examples, []
+    handler = signal.getsignal(signal.SIGINT)
 
     def interrupted(*args):
         drawn.append(args)
@@ -101,7 +102,7 @@ def test_language_model_stops_on_an_interrupt(example, plot, capsys, monkeypatch
     result = example.main([*SMALL, "--plot", str(plot)])
     shown = capsys.readouterr().out
 
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
     assert result.interrupted
     assert result.steps == 8
     assert [step for step, _ in result.curve] == [0, 1, 2, 3, 4, 5, 6, 7, 8]
@@ -120,6 +121,7 @@ class SmallestModel:
 @pytest.mark.parametrize("moment", ["compiling", "just before training"])
 def test_language_model_stops_on_an_interrupt_before_training(example, monkeypatch, capsys, moment):
     handle, handlers = signal.signal, []
+    handler = signal.getsignal(signal.SIGINT)
 
     def interrupted(*_):
         raise KeyboardInterrupt
@@ -135,7 +137,7 @@ def test_language_model_stops_on_an_interrupt_before_training(example, monkeypat
     assert result.interrupted
     assert math.isnan(result.perplexity)
     assert "Stopped before training began" in capsys.readouterr().out
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 def test_language_model_splits_by_file_and_seed(corpus):
