@@ -1,14 +1,31 @@
 """What the arguments of an op must be when a graph is built, and what may be folded."""
 
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
 import numpy as np
-from pytensor.graph.basic import Constant
+import numpy.typing as npt
+from pytensor.graph.basic import Apply, Constant, Variable
+from pytensor.graph.op import Op
 from pytensor.tensor.basic import as_tensor_variable
 from pytensor.tensor.type import DenseTensorType, int_dtypes, uint_dtypes
+from pytensor.tensor.variable import TensorVariable
 
-from blocksparse_ops.signature import AXES
+from blocksparse_ops.signature import AXES, Signature
+
+# What a tensor can be made of.
+TensorLike: TypeAlias = Variable | Sequence[Variable] | npt.ArrayLike
 
 
-def as_argument(signature, name, value):
+class TensorOp(Op):
+    """An op of one result, a tensor; to a type checker, PyTensor's may give a list as well."""
+
+    if TYPE_CHECKING:
+
+        def __call__(self, *inputs: Any, **kwargs: Any) -> TensorVariable: ...
+
+
+def as_argument(signature: Signature, name: str, value: object) -> TensorVariable:
     """Return `value` as a tensor.
 
     Raises
@@ -32,7 +49,9 @@ def as_argument(signature, name, value):
     return variable
 
 
-def as_tensor(op, name, value, convert=as_tensor_variable):
+def as_tensor(
+    op: str, name: str, value: object, convert: Callable[[Any], Any] = as_tensor_variable
+) -> Any:
     """Return `value` as a tensor, or what else `convert` makes of it.
 
     Raises
@@ -43,15 +62,15 @@ def as_tensor(op, name, value, convert=as_tensor_variable):
     try:
         return convert(value)
     except (NotImplementedError, TypeError, ValueError) as error:
-        what = f"an array of dtype {value.dtype}" if isinstance(value, np.ndarray) else type(value)
+        given = f"an array of dtype {value.dtype}" if isinstance(value, np.ndarray) else type(value)
         raise TypeError(
-            f"{op}: {name} is {what}, of which no tensor can be made. Expected a tensor variable, "
+            f"{op}: {name} is {given}, of which no tensor can be made. Expected a tensor variable, "
             "a NumPy array of numbers, or a list of them in which all rows have one length. Arrays "
             "of other libraries become NumPy's by numpy.asarray(x), SciPy's matrices by x.toarray()"
         ) from error
 
 
-def as_block_index(op, name, value):
+def as_block_index(op: str, name: str, value: object) -> TensorVariable:
     """Return `value` as a tensor: a list without numbers, too, is one of integers, as in NumPy."""
     index = as_tensor(op, name, value)
     if isinstance(value, list | tuple) and 0 in index.type.shape:
@@ -59,7 +78,7 @@ def as_block_index(op, name, value):
     return index
 
 
-def require_integers(op, name, index):
+def require_integers(op: str, name: str, index: TensorVariable | np.ndarray) -> None:
     """Raise unless an index variable holds integers, signed or not."""
     if index.dtype not in (*int_dtypes, *uint_dtypes):
         raise TypeError(
@@ -68,15 +87,16 @@ def require_integers(op, name, index):
         )
 
 
-def foldable(node, check):
+def foldable(node: Apply, check: Callable[..., object]) -> bool:
     """Whether a node's inputs are constants that pass `check`.
 
     What is wrong is told when the graph runs, not in the midst of rewriting it.
     """
-    if not all(isinstance(x, Constant) for x in node.inputs):
+    constants = [x for x in node.inputs if isinstance(x, Constant)]
+    if len(constants) < len(node.inputs):
         return False
     try:
-        check(*(x.data for x in node.inputs))
+        check(*(x.data for x in constants))
     except (IndexError, ValueError, OverflowError):
         return False
     return True

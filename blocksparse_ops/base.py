@@ -1,23 +1,26 @@
 """What SparseBlockGemv and SparseBlockOuter share: checks, shapes and C code."""
 
-from typing import ClassVar
+from collections.abc import Hashable, Sequence
+from typing import Any, ClassVar
 
 import pytensor.scalar as ps
 from pytensor import config
 from pytensor.gradient import DisconnectedType, disconnected_type
-from pytensor.graph.basic import Apply
+from pytensor.graph.basic import Apply, Variable
+from pytensor.graph.fg import FunctionGraph
 from pytensor.link.c.op import OpenMPOp
 from pytensor.tensor.basic import cast, tensor_copy
 from pytensor.tensor.type import complex_dtypes, discrete_dtypes, tensor
+from pytensor.tensor.variable import TensorVariable
 
 from blocksparse_ops import reference
-from blocksparse_ops.arguments import as_argument, foldable
+from blocksparse_ops.arguments import TensorLike, TensorOp, as_argument, foldable
 from blocksparse_ops.kernels.c import source
 from blocksparse_ops.signature import Signature
 from blocksparse_ops.zeros import zeros_like
 
 
-class SparseBlockOp(OpenMPOp):
+class SparseBlockOp(TensorOp, OpenMPOp):
     """An op whose first argument is what is added to.
 
     A subclass gives its `signature`, the C++ class that computes it, and its mathematics.
@@ -37,10 +40,10 @@ class SparseBlockOp(OpenMPOp):
             self.destroy_map = {0: [0]}
 
     @property
-    def gufunc_signature(self):
+    def gufunc_signature(self) -> str:
         return self.signature.gufunc()
 
-    def make_node(self, *inputs):
+    def make_node(self, *inputs: TensorLike) -> Apply:
         variables = [
             as_argument(self.signature, name, value)
             for name, value in zip(self.signature.names, inputs, strict=True)
@@ -50,7 +53,7 @@ class SparseBlockOp(OpenMPOp):
         shape = tuple(sizes[letter] for letter in self.signature.axes[self.signature.names[0]])
         return Apply(self, variables, [tensor(dtype=variables[0].dtype, shape=shape)])
 
-    def _upcast(self, variables):
+    def _upcast(self, variables: Sequence[TensorVariable]) -> list[TensorVariable]:
         """Cast what is multiplied and added to one dtype, and a scale to that dtype."""
         computed = [
             position
@@ -72,7 +75,7 @@ class SparseBlockOp(OpenMPOp):
             for name, variable in zip(self.signature.names, variables, strict=True)
         ]
 
-    def _cast(self, name, variable, dtype):
+    def _cast(self, name: str, variable: TensorVariable, dtype: str) -> TensorVariable:
         if dtype in discrete_dtypes and variable.dtype not in discrete_dtypes:
             raise TypeError(
                 f"{self.signature.op}: {name} has dtype {variable.dtype} but the blocks have "
@@ -80,21 +83,28 @@ class SparseBlockOp(OpenMPOp):
             )
         return cast(variable, dtype)
 
-    def do_constant_folding(self, fgraph, node):
+    def do_constant_folding(self, fgraph: FunctionGraph, node: Apply) -> bool:
         return foldable(node, lambda *values: reference.check(self.signature, values))
 
-    def infer_shape(self, *args):
+    def infer_shape(self, *args: Any) -> list[tuple]:
         # PyTensor 3.0 calls this with (fgraph, node, shapes), later versions with (node, shapes).
         return [args[-1][0]]
 
-    def connection_pattern(self, node):
+    def connection_pattern(self, node: Apply) -> list[list[bool]]:
         return [[name not in self.signature.indexed] for name in self.signature.names]
 
-    def grad(self, inputs, output_grads):
+    def grad(
+        self, inputs: Sequence[TensorVariable], output_grads: Sequence[TensorVariable]
+    ) -> list[Variable]:
         """The name under which Theano knew `pullback`."""
-        return self.pullback(inputs, None, output_grads)
+        return self.pullback(inputs, (), output_grads)
 
-    def pullback(self, inputs, outputs, cotangents):
+    def pullback(
+        self,
+        inputs: Sequence[TensorVariable],
+        outputs: Sequence[TensorVariable],
+        cotangents: Sequence[TensorVariable],
+    ) -> list[Variable]:
         o, (g,) = inputs[0], cotangents
         if o.dtype in complex_dtypes:
             raise TypeError(
@@ -113,20 +123,25 @@ class SparseBlockOp(OpenMPOp):
             for name in named
         ]
 
-    def gradients(self, g, *inputs):
+    def gradients(self, g: TensorVariable, *inputs: TensorVariable) -> dict[str, TensorVariable]:
         """The gradient in each factor, by its name, for the cotangent `g` of the result."""
         raise NotImplementedError
 
-    def pushforward(self, inputs, outputs, tangents):
+    def pushforward(
+        self,
+        inputs: Sequence[TensorVariable],
+        outputs: Sequence[TensorVariable],
+        tangents: Sequence[Variable],
+    ) -> list[Variable]:
         """The tangent of what is added to, and the op on each factor's: it is linear in each."""
         o, *factors = inputs
-        tangents = [
+        known = [
             None if name in self.signature.indexed or isinstance(x.type, DisconnectedType) else x
             for name, x in zip(self.signature.names, tangents, strict=True)
         ]
-        if all(tangent is None for tangent in tangents):
+        if all(tangent is None for tangent in known):
             return [disconnected_type()]
-        result, *others = tangents
+        result, *others = known
         if result is None:
             result = zeros_like(o)
         for k, tangent in enumerate(others):
@@ -134,27 +149,29 @@ class SparseBlockOp(OpenMPOp):
                 result = type(self)()(result, *factors[:k], tangent, *factors[k + 1 :])
         return [result]
 
-    def c_compile_args(self, **kwargs):
+    def c_compile_args(self, **kwargs: Any) -> list[str]:
         # Whether there are threads is settled when a graph is compiled, not when an op is made.
         self.openmp = config.openmp
         self.update_self_openmp()
         return []
 
-    def c_headers(self, **kwargs):
+    def c_headers(self, **kwargs: Any) -> list[str]:
         return []
 
-    def c_support_code_struct(self, node, name):
+    def c_support_code_struct(self, node: Apply, name: str) -> str:
         return source.declare(f"kernel_{name}")
 
-    def c_init_code_struct(self, node, name, sub):
+    def c_init_code_struct(self, node: Apply, name: str, sub: dict[str, str]) -> str:
         dtype = node.outputs[0].type.dtype
         source.require_kernel(self.kernel, dtype)
         return source.load(f"kernel_{name}", dtype, self.kernel, self.openmp, sub["fail"])
 
-    def c_code_cache_version(self):
+    def c_code_cache_version(self) -> tuple[Hashable, ...]:
         return (*source.version(), self.openmp)
 
-    def c_code(self, node, name, inputs, outputs, sub):
+    def c_code(
+        self, node: Apply, name: str, inputs: list[str], outputs: list[str], sub: dict[str, str]
+    ) -> str:
         source.require_kernel(self.kernel, node.outputs[0].type.dtype)
         (output,) = outputs
         return source.call(f"kernel_{name}", inputs, output, self.inplace, sub["fail"])

@@ -1,12 +1,17 @@
 """Weights of which all examples use the same blocks, as a sparse matrix of SciPy, and back."""
 
+from __future__ import annotations
+
 import numpy as np
-from scipy.sparse import bsr_array
+import numpy.typing as npt
+from scipy.sparse import bsr_array, bsr_matrix
 
 from blocksparse_ops.pattern import counted_pattern
 
 
-def bsr_from_weights(W, inputIdx, outputIdx):
+def bsr_from_weights(
+    W: npt.ArrayLike, inputIdx: npt.ArrayLike, outputIdx: npt.ArrayLike
+) -> bsr_array:
     """``matrix[i * iSize + p, j * oSize + q] = W[i, j, p, q]`` for the blocks in use, else nothing.
 
     Parameters
@@ -74,7 +79,9 @@ def bsr_from_weights(W, inputIdx, outputIdx):
     return bsr_array((blocks, np.tile(j, len(i)), starts.cumsum()), shape=shape)
 
 
-def weights_from_bsr(matrix):
+def weights_from_bsr(
+    matrix: bsr_array | bsr_matrix,
+) -> tuple[np.ndarray, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """``W[i, j, p, q] = matrix[i * iSize + p, j * oSize + q]``, and windows that hold all of it.
 
     Parameters

@@ -1,16 +1,27 @@
 """sparse_block_dot: the block-sparse product with the bias of the output blocks in use."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+
 from pytensor.scalar import upcast
 from pytensor.tensor.type import DenseTensorType
+from pytensor.tensor.variable import TensorVariable
 
-from blocksparse_ops.arguments import as_argument, as_block_index, as_tensor
+from blocksparse_ops.arguments import TensorLike, as_argument, as_block_index, as_tensor
 from blocksparse_ops.index import CheckBlockIndex
 from blocksparse_ops.ops import sparse_block_gemv
-from blocksparse_ops.signature import DOT, DOT_WITHOUT_BIAS
+from blocksparse_ops.signature import DOT, DOT_WITHOUT_BIAS, Signature
 from blocksparse_ops.zeros import zeros
 
 
-def sparse_block_dot(W, h, inputIdx, b, outputIdx):
+def sparse_block_dot(
+    W: TensorLike,
+    h: TensorLike,
+    inputIdx: TensorLike,
+    b: TensorLike | None,
+    outputIdx: TensorLike,
+) -> TensorVariable:
     """``b[outputIdx[n, w]] + sum_v h[n, v] @ W[inputIdx[n, v], outputIdx[n, w]]``
 
     Parameters
@@ -76,10 +87,12 @@ def sparse_block_dot(W, h, inputIdx, b, outputIdx):
     return sparse_block_gemv(o, W, h, inputIdx, outputIdx)
 
 
-def _checked(signature, arguments, index, along_with):
+def _checked(
+    signature: Signature, arguments: Mapping[str, TensorVariable], index: str, along_with: str
+) -> TensorVariable:
     """An index that has been checked, and with it the sizes of it and another argument."""
 
-    def size(position):
+    def size(position: int) -> TensorVariable:
         name, axis, _ = signature.dimensions[position]
         return arguments[name].shape[axis]
 
@@ -88,12 +101,12 @@ def _checked(signature, arguments, index, along_with):
         for pair in signature.equal_sizes
         if signature.dimensions[pair[1]][0] in (index, along_with)
     ]
-    blocks = signature.blocks_of(index)
+    blocks, name_of = signature.blocks_of(index), signature.dimension_name
     check = CheckBlockIndex(
         signature.op,
         index,
-        signature.dimension_name(blocks),
-        tuple(tuple(map(signature.dimension_name, pair)) for pair in equal_sizes),
+        name_of(blocks),
+        [(name_of(one), name_of(other)) for one, other in equal_sizes],
     )
     return check(
         arguments[index],
@@ -102,7 +115,9 @@ def _checked(signature, arguments, index, along_with):
     )
 
 
-def _with_batch(h, inputIdx, outputIdx):
+def _with_batch(
+    h: TensorVariable, inputIdx: TensorVariable, outputIdx: TensorVariable
+) -> tuple[TensorVariable, TensorVariable, TensorVariable]:
     """Make a 2-D `h` with its 1-D indices a batch of one."""
     if not (isinstance(h.type, DenseTensorType) and h.type.ndim == 2):
         return h, inputIdx, outputIdx

@@ -1,14 +1,21 @@
 """The block-sparse product and the block-sparse outer product: each other's derivatives."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from math import prod
+from typing import Any
 
 import numpy as np
 import pytensor.tensor as pt
+from pytensor.graph.basic import Apply
 from pytensor.graph.replace import _vectorize_node
 from pytensor.tensor.blockwise import vectorize_node_fallback
 from pytensor.tensor.random.utils import compute_batch_shape
+from pytensor.tensor.variable import TensorVariable
 
 from blocksparse_ops import reference
+from blocksparse_ops.arguments import TensorLike
 from blocksparse_ops.base import SparseBlockOp
 from blocksparse_ops.signature import GEMV, OUTER
 from blocksparse_ops.zeros import zeros_like
@@ -60,19 +67,40 @@ class SparseBlockGemv(SparseBlockOp):
     signature = GEMV
     kernel = "Gemv"
 
-    def make_node(self, o, W, h, inputIdx, outputIdx):
+    def __call__(
+        self,
+        o: TensorLike,
+        W: TensorLike,
+        h: TensorLike,
+        inputIdx: TensorLike,
+        outputIdx: TensorLike,
+        **kwargs: Any,
+    ) -> TensorVariable:
+        return super().__call__(o, W, h, inputIdx, outputIdx, **kwargs)
+
+    def make_node(
+        self,
+        o: TensorLike,
+        W: TensorLike,
+        h: TensorLike,
+        inputIdx: TensorLike,
+        outputIdx: TensorLike,
+    ) -> Apply:
         return super().make_node(o, W, h, inputIdx, outputIdx)
 
-    def perform(self, node, inputs, output_storage):
+    def perform(
+        self, node: Apply, inputs: Sequence[np.ndarray], output_storage: list[list]
+    ) -> None:
         output_storage[0][0] = reference.gemv(*inputs, inplace=self.inplace)
 
-    def gradients(self, g, o, W, h, inputIdx, outputIdx):
+    def gradients(self, g: TensorVariable, *inputs: TensorVariable) -> dict[str, TensorVariable]:
+        _, W, h, inputIdx, outputIdx = inputs
         return {
             "W": sparse_block_outer(zeros_like(W), h, g, inputIdx, outputIdx),
             "h": sparse_block_gemv(zeros_like(h), W.transpose(1, 0, 3, 2), g, outputIdx, inputIdx),
         }
 
-    def flops(self, inputs, outputs):
+    def flops(self, inputs: Sequence[tuple[int, ...]], outputs: Sequence[tuple[int, ...]]) -> int:
         """Multiplications and additions of one call, from its shapes, for PyTensor's profiler."""
         (batch, oWin, oSize), _, (_, iWin, iSize), _, _ = inputs
         return 2 * batch * iWin * oWin * iSize * oSize
@@ -125,13 +153,36 @@ class SparseBlockOuter(SparseBlockOp):
     signature = OUTER
     kernel = "Outer"
 
-    def make_node(self, o, x, y, xIdx, yIdx, alpha=None):
+    def __call__(
+        self,
+        o: TensorLike,
+        x: TensorLike,
+        y: TensorLike,
+        xIdx: TensorLike,
+        yIdx: TensorLike,
+        alpha: TensorLike | None = None,
+        **kwargs: Any,
+    ) -> TensorVariable:
+        return super().__call__(o, x, y, xIdx, yIdx, alpha, **kwargs)
+
+    def make_node(
+        self,
+        o: TensorLike,
+        x: TensorLike,
+        y: TensorLike,
+        xIdx: TensorLike,
+        yIdx: TensorLike,
+        alpha: TensorLike | None = None,
+    ) -> Apply:
         return super().make_node(o, x, y, xIdx, yIdx, np.int8(1) if alpha is None else alpha)
 
-    def perform(self, node, inputs, output_storage):
+    def perform(
+        self, node: Apply, inputs: Sequence[np.ndarray], output_storage: list[list]
+    ) -> None:
         output_storage[0][0] = reference.outer(*inputs, inplace=self.inplace)
 
-    def gradients(self, g, o, x, y, xIdx, yIdx, alpha):
+    def gradients(self, g: TensorVariable, *inputs: TensorVariable) -> dict[str, TensorVariable]:
+        _, x, y, xIdx, yIdx, alpha = inputs
         unscaled_x = sparse_block_gemv(zeros_like(x), g.transpose(1, 0, 3, 2), y, yIdx, xIdx)
         unscaled_y = sparse_block_gemv(zeros_like(y), g, x, xIdx, yIdx)
         return {
@@ -140,7 +191,7 @@ class SparseBlockOuter(SparseBlockOp):
             "alpha": pt.sum(x * unscaled_x, dtype=alpha.dtype),
         }
 
-    def flops(self, inputs, outputs):
+    def flops(self, inputs: Sequence[tuple[int, ...]], outputs: Sequence[tuple[int, ...]]) -> int:
         """Multiplications and additions of one call, from its shapes, for PyTensor's profiler."""
         _, (batch, xWin, xSize), (_, yWin, ySize), *_ = inputs
         return 2 * batch * xWin * yWin * xSize * ySize
@@ -153,7 +204,15 @@ sparse_block_outer_inplace = SparseBlockOuter(inplace=True)
 
 
 @_vectorize_node.register(SparseBlockGemv)
-def vectorize_sparse_block_gemv(op, node, o, W, h, inputIdx, outputIdx):
+def vectorize_sparse_block_gemv(
+    op: SparseBlockGemv,
+    node: Apply,
+    o: TensorVariable,
+    W: TensorVariable,
+    h: TensorVariable,
+    inputIdx: TensorVariable,
+    outputIdx: TensorVariable,
+) -> Apply:
     """Fold new batch dimensions into the op's own, unless W has them too."""
     if W.type.ndim != 4:
         return vectorize_node_fallback(op, node, o, W, h, inputIdx, outputIdx)
@@ -163,7 +222,7 @@ def vectorize_sparse_block_gemv(op, node, o, W, h, inputIdx, outputIdx):
     shape = compute_batch_shape(batched, ndims_params=ndims)
     new_shape = tuple(shape[axis] for axis in range(new_dims))
 
-    def fold(x, ndim):
+    def fold(x: TensorVariable, ndim: int) -> TensorVariable:
         batch, *core = tuple(x.shape)[x.type.ndim - ndim :]
         x = pt.broadcast_to(x, (*new_shape, batch, *core))
         return x.reshape((prod(new_shape) * batch, *core), ndim=ndim)

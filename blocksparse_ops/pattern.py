@@ -3,15 +3,23 @@
 Nothing here is needed to compute: it answers whether block sparsity pays.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from blocksparse_ops.arguments import as_tensor, require_integers
 from blocksparse_ops.index import CheckBlockIndex
-from blocksparse_ops.kernels.tiles import SORTED_REUSE, Sizes, choose_form, reuse_of
+from blocksparse_ops.kernels.tiles import SORTED_REUSE, Sizes, choose_form, reuse_of, sizes_of
 from blocksparse_ops.reference import count_from_start
 from blocksparse_ops.signature import disagreement
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # How figures are printed that are neither strings nor integers.
 FORMATS = {"reuse": ".2f", "share_of_dense": ".2%"}
@@ -55,7 +63,7 @@ class PatternCosts:
     kernel_path: str
     library_path: str
 
-    def __str__(self):
+    def __str__(self) -> str:
         lines = []
         for name, value in asdict(self).items():
             form = FORMATS.get(name, "" if isinstance(value, str) else ",")
@@ -63,7 +71,12 @@ class PatternCosts:
         return "\n".join(lines)
 
 
-def pattern_costs(W_shape, inputIdx, outputIdx, dtype="float64"):
+def pattern_costs(
+    W_shape: Sequence[int],
+    inputIdx: npt.ArrayLike,
+    outputIdx: npt.ArrayLike,
+    dtype: npt.DTypeLike = "float64",
+) -> PatternCosts:
     """``multiply_adds = batch * iWin * oWin * iSize * oSize``, and what else a product costs.
 
     Parameters
@@ -116,7 +129,7 @@ def pattern_costs(W_shape, inputIdx, outputIdx, dtype="float64"):
         )
     iBlocks, oBlocks, *block = W_shape
     inputIdx, outputIdx = counted_pattern("pattern_costs", (iBlocks, oBlocks), inputIdx, outputIdx)
-    sizes = Sizes(*inputIdx.shape, outputIdx.shape[1], iBlocks, oBlocks)
+    sizes = sizes_of(inputIdx, outputIdx, (iBlocks, oBlocks))
     products, item = int(np.prod(block)), np.dtype(dtype).itemsize
     used = len(used_pairs(inputIdx, outputIdx, oBlocks)[0])
     dense = sizes.batch * iBlocks * oBlocks
@@ -128,12 +141,19 @@ def pattern_costs(W_shape, inputIdx, outputIdx, dtype="float64"):
         share_of_dense=sizes.triples / max(dense, 1),
         bytes_read=(used * products + inputIdx.size * block[0]) * item,
         bytes_gathered=sizes.triples * products * item,
-        kernel_path="one pattern" if is_one(inputIdx) and is_one(outputIdx) else "block by block",
+        kernel_path="one pattern"
+        if same_window(inputIdx) and same_window(outputIdx)
+        else "block by block",
         library_path=library_path(sizes, block),
     )
 
 
-def draw_pattern(inputIdx, outputIdx, blocks, ax=None):
+def draw_pattern(
+    inputIdx: npt.ArrayLike,
+    outputIdx: npt.ArrayLike,
+    blocks: Sequence[int],
+    ax: Axes | None = None,
+) -> Axes:
     """A picture of `block_counts`: ``count[i, j]`` at row i and column j, white where it is 0.
 
     Parameters
@@ -178,7 +198,7 @@ def draw_pattern(inputIdx, outputIdx, blocks, ax=None):
             "pip install 'blocksparse_ops[plot]'"
         ) from error
     count = count_blocks("draw_pattern", inputIdx, outputIdx, blocks)
-    used = np.count_nonzero(count)
+    used = int(np.count_nonzero(count))
     times = count.sum() / max(used, 1)
     ax = ax if ax is not None else Figure(layout="constrained").add_subplot()
     image = ax.imshow(
@@ -186,7 +206,7 @@ def draw_pattern(inputIdx, outputIdx, blocks, ax=None):
         aspect="auto",
         interpolation="nearest",
         vmin=0,
-        vmax=max(count.max(initial=0), 1),
+        vmax=max(np.max(count, initial=0), 1),
         cmap="viridis",
         # With no blocks, a size of 0 would be an axis of no length.
         extent=(-0.5, max(blocks[1], 1) - 0.5, max(blocks[0], 1) - 0.5, -0.5),
@@ -202,7 +222,9 @@ def draw_pattern(inputIdx, outputIdx, blocks, ax=None):
     return ax
 
 
-def block_counts(inputIdx, outputIdx, blocks):
+def block_counts(
+    inputIdx: npt.ArrayLike, outputIdx: npt.ArrayLike, blocks: Sequence[int]
+) -> npt.NDArray[np.int64]:
     """``count[i, j] = how many (n, v, w) have inputIdx[n, v] == i and outputIdx[n, w] == j``
 
     Parameters
@@ -235,7 +257,9 @@ def block_counts(inputIdx, outputIdx, blocks):
     return count_blocks("block_counts", inputIdx, outputIdx, blocks)
 
 
-def count_blocks(caller, inputIdx, outputIdx, blocks):
+def count_blocks(
+    caller: str, inputIdx: npt.ArrayLike, outputIdx: npt.ArrayLike, blocks: Sequence[int]
+) -> npt.NDArray[np.int64]:
     inputIdx, outputIdx = counted_pattern(caller, blocks, inputIdx, outputIdx)
     count = np.zeros(blocks, "int64")
     pairs, times = used_pairs(inputIdx, outputIdx, blocks[1])
@@ -243,7 +267,9 @@ def count_blocks(caller, inputIdx, outputIdx, blocks):
     return count
 
 
-def counted_pattern(caller, blocks, inputIdx, outputIdx):
+def counted_pattern(
+    caller: str, blocks: Sequence[int], inputIdx: npt.ArrayLike, outputIdx: npt.ArrayLike
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Both indices, example by example and counted from the start; errors name the caller."""
     indices = [
         counted_index(caller, name, index, size)
@@ -265,7 +291,9 @@ def counted_pattern(caller, blocks, inputIdx, outputIdx):
     return inputIdx, outputIdx
 
 
-def counted_index(caller, name, index, blocks):
+def counted_index(
+    caller: str, name: str, index: npt.ArrayLike, blocks: int
+) -> npt.NDArray[np.int64]:
     array = as_tensor(caller, name, index, np.asarray)
     if isinstance(index, list | tuple) and not array.size:
         array = array.astype("int64")
@@ -274,18 +302,20 @@ def counted_index(caller, name, index, blocks):
     return count_from_start(array, blocks)
 
 
-def used_pairs(inputIdx, outputIdx, oBlocks):
+def used_pairs(
+    inputIdx: npt.NDArray[np.int64], outputIdx: npt.NDArray[np.int64], oBlocks: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """The blocks in use, numbered row by row, and how often each is."""
     pairs = inputIdx[:, :, None] * oBlocks + outputIdx[:, None, :]
     return np.unique(pairs, return_counts=True)
 
 
-def is_one(index):
-    """Whether all examples have the same window."""
+def same_window(index: np.ndarray) -> bool:
+    """Whether all examples have the same."""
     return bool((index == index[:1]).all())
 
 
-def library_path(sizes, block):
+def library_path(sizes: Sizes, block: Sequence[int]) -> str:
     if reuse_of(sizes) < SORTED_REUSE:
         return "as it stands"
     return f"in tiles of {choose_form(sizes, *block).rows} rows"

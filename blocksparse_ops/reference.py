@@ -3,11 +3,20 @@
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from blocksparse_ops.signature import GEMV, OUTER, SIGNED_INDEX, UNSIGNED_INDEX, Signature
 
 
-def gemv(o, W, h, inputIdx, outputIdx, inplace=False):
+def gemv(
+    o: np.ndarray,
+    W: np.ndarray,
+    h: np.ndarray,
+    inputIdx: np.ndarray,
+    outputIdx: np.ndarray,
+    *,
+    inplace: bool = False,
+) -> np.ndarray:
     """o[n, w] + sum_v h[n, v] @ W[inputIdx[n, v], outputIdx[n, w]], in o itself if `inplace`."""
     inputIdx, outputIdx = check(GEMV, (o, W, h, inputIdx, outputIdx))
     out = destination(o, inplace)
@@ -16,7 +25,16 @@ def gemv(o, W, h, inputIdx, outputIdx, inplace=False):
     return out
 
 
-def outer(o, x, y, xIdx, yIdx, alpha, inplace=False):
+def outer(
+    o: np.ndarray,
+    x: np.ndarray,
+    y: np.ndarray,
+    xIdx: np.ndarray,
+    yIdx: np.ndarray,
+    alpha: np.ndarray,
+    *,
+    inplace: bool = False,
+) -> np.ndarray:
     """o[xIdx[n, v], yIdx[n, w]] += alpha * outer(x[n, v], y[n, w]), in o itself if `inplace`."""
     xIdx, yIdx = check(OUTER, (o, x, y, xIdx, yIdx, alpha))
     out = destination(o, inplace)
@@ -25,7 +43,7 @@ def outer(o, x, y, xIdx, yIdx, alpha, inplace=False):
     return out
 
 
-def check(signature: Signature, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+def check(signature: Signature, arrays: Sequence[np.ndarray]) -> list[npt.NDArray[np.int64]]:
     """Return the index arrays as int64 counted from the start, or raise what is wrong.
 
     Raises
@@ -43,12 +61,13 @@ def check(signature: Signature, arrays: Sequence[np.ndarray]) -> list[np.ndarray
         where = first_out_of_range(index, blocks)
         if where is not None:
             kind = UNSIGNED_INDEX if index.dtype.kind == "u" else SIGNED_INDEX
-            signature.raise_fault(kind, which, *where, int(index[where]), blocks)
+            first, second = where
+            signature.raise_fault(kind, which, first, second, int(index[where]), blocks)
         indices.append(count_from_start(index, blocks))
     return indices
 
 
-def count_from_start(index: np.ndarray, blocks: int) -> np.ndarray:
+def count_from_start(index: np.ndarray, blocks: int) -> npt.NDArray[np.int64]:
     """The same blocks as int64 without negative values; all are in range."""
     index = index.astype(np.int64)
     return np.where(index < 0, index + blocks, index)

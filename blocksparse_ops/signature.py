@@ -53,18 +53,18 @@ class Signature:
     def equal_sizes(self) -> tuple[tuple[int, int], ...]:
         """Pairs of positions in `dimensions` whose sizes must be equal."""
         return tuple(
-            (self.first(letter), position)
+            (self.position_of(letter), position)
             for position, (_, _, letter) in enumerate(self.dimensions)
-            if position != self.first(letter)
+            if position != self.position_of(letter)
         )
 
-    def first(self, letter: str) -> int:
+    def position_of(self, letter: str) -> int:
         """Position in `dimensions` at which a letter first stands."""
         return next(k for k, (_, _, other) in enumerate(self.dimensions) if other == letter)
 
     def blocks_of(self, name: str) -> int:
         """Position in `dimensions` of the number of blocks that an index argument names."""
-        return self.first(self.indexed[name])
+        return self.position_of(self.indexed[name])
 
     def gufunc(self) -> str:
         """The same as a NumPy generalised-ufunc signature; the first argument is the result."""
@@ -80,15 +80,15 @@ class Signature:
             If two of them disagree already.
         """
         sizes = [size for shape in shapes for size in shape]
-        known: dict[str, int] = {}
+        known: dict[str, tuple[int, int]] = {}  # a letter to where it first stands, and its size
         for position, (size, (_, _, letter)) in enumerate(zip(sizes, self.dimensions, strict=True)):
             if size is None:
                 continue
-            first = known.setdefault(letter, position)
-            if sizes[first] != size:
-                raise ValueError(self._disagreement(first, sizes[first], position, size))
+            first, first_size = known.setdefault(letter, (position, size))
+            if first_size != size:
+                raise ValueError(self._disagreement(first, first_size, position, size))
         return {
-            letter: sizes[known[letter]] if letter in known else None
+            letter: known[letter][1] if letter in known else None
             for _, _, letter in self.dimensions
         }
 
@@ -106,7 +106,7 @@ class Signature:
         for which, (one, other) in enumerate(self.equal_sizes):
             if sizes[one] != sizes[other]:
                 self.raise_fault(SHAPE, which, sizes[one], sizes[other], 0, 0)
-        batch, inputs, outputs = (sizes[self.first(letter)] for letter in "nvw")
+        batch, inputs, outputs = (sizes[self.position_of(letter)] for letter in "nvw")
         triples = batch * inputs * outputs
         if triples > LARGEST or (triples and batch * max(inputs, outputs) > MOST_ROWS):
             self.raise_fault(OVERFLOW, 0, 0, 0, 0, 0)

@@ -1,17 +1,19 @@
 """Zeros that stay an allocation, so that what is added to them can be added in place."""
 
+from collections.abc import Hashable, Iterable, Sequence
+
 import numpy as np
+import numpy.typing as npt
 from pytensor.graph.basic import Apply, Variable
-from pytensor.graph.op import Op
-from pytensor.tensor.basic import (
-    Alloc,
-    constant,
-    get_underlying_scalar_constant_value,
-)
+from pytensor.graph.fg import FunctionGraph
+from pytensor.tensor.basic import Alloc, constant, get_underlying_scalar_constant_value
 from pytensor.tensor.type import lscalar
+from pytensor.tensor.variable import TensorVariable
+
+from blocksparse_ops.arguments import TensorLike, TensorOp
 
 
-class BlockZeros(Alloc):
+class BlockZeros(TensorOp, Alloc):
     """Zeros that are allocated at each call, even if their shape is known.
 
     PyTensor folds an `Alloc` of constant shape into a constant. A gradient's zeros are as large
@@ -19,13 +21,15 @@ class BlockZeros(Alloc):
     be copied at every call.
     """
 
-    def do_constant_folding(self, fgraph, node):
+    def do_constant_folding(self, fgraph: FunctionGraph, node: Apply) -> bool:
         return False
 
-    def c_code(self, node, name, inputs, outputs, sub):
+    def c_code(
+        self, node: Apply, name: str, inputs: list[str], outputs: list[str], sub: dict[str, str]
+    ) -> str:
         value, *shape = inputs
         (output,) = outputs
-        if not self.value_is_scalar_zero(node.inputs[0]):
+        if not is_zeros(node.inputs[0]):
             return super().c_code(node, name, inputs, outputs, sub)
         sizes = ", ".join(f"*static_cast<dtype_{size}*>(PyArray_DATA({size}))" for size in shape)
         # By calloc: fresh pages are zero, and those that nothing is added to are never touched.
@@ -45,11 +49,11 @@ class BlockZeros(Alloc):
         }}
         """
 
-    def c_code_cache_version(self):
+    def c_code_cache_version(self) -> tuple[Hashable, ...]:
         return (1, *super().c_code_cache_version())
 
 
-class SizeOf(Op):
+class SizeOf(TensorOp):
     """``x.shape[axis]``, of which PyTensor does not know that it is a size: it stays as it is.
 
     Parameters
@@ -59,17 +63,19 @@ class SizeOf(Op):
 
     __props__ = ("axis",)
 
-    def __init__(self, axis):
+    def __init__(self, axis: int):
         self.axis = axis
 
-    def make_node(self, x):
+    def make_node(self, x: TensorVariable) -> Apply:
         return Apply(self, [x], [lscalar()])
 
-    def perform(self, node, inputs, output_storage):
+    def perform(
+        self, node: Apply, inputs: Sequence[np.ndarray], output_storage: list[list]
+    ) -> None:
         output_storage[0][0] = np.asarray(inputs[0].shape[self.axis])
 
 
-def zeros(shape, dtype):
+def zeros(shape: Iterable[TensorLike], dtype: npt.DTypeLike) -> TensorVariable:
     """Return zeros that are never folded into a constant."""
     shape = tuple(shape)
     # The value has as many dimensions as the result: PyTensor turns an Alloc that adds leading
@@ -78,12 +84,12 @@ def zeros(shape, dtype):
     return BlockZeros()(value, *shape)
 
 
-def zeros_like(x):
+def zeros_like(x: TensorVariable) -> TensorVariable:
     """Return zeros of the shape and dtype of `x` that are never folded into a constant."""
     return zeros((x.shape[axis] for axis in range(x.type.ndim)), x.dtype)
 
 
-def is_zeros(x):
+def is_zeros(x: Variable) -> bool:
     """Whether a variable is known to hold nothing but zeros, from whatever it was built."""
     value = get_underlying_scalar_constant_value(
         x, only_process_constants=False, raise_not_constant=False

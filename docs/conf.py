@@ -18,6 +18,9 @@ myst_heading_anchors = 3
 numpydoc_show_class_members = False
 autodoc_member_order = "bysource"
 
+# The docstrings say the types, in words.
+autodoc_typehints = "none"
+
 html_theme = "sphinx_book_theme"
 html_title = "blocksparse_ops"
 html_static_path = ["_static"]

@@ -1,10 +1,13 @@
 """The product starts from the bias, and is written where the bias was gathered."""
 
 import pytensor.tensor.subtensor as subtensor
+from pytensor.graph.basic import Apply, Variable
+from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.rewriting.basic import copy_stack_trace, node_rewriter
 from pytensor.scalar import Add
 from pytensor.tensor.math import add
 from pytensor.tensor.shape import Reshape
+from pytensor.tensor.variable import TensorVariable
 
 from blocksparse_ops.ops import SparseBlockGemv
 from blocksparse_ops.rewrites.match import (
@@ -26,7 +29,9 @@ GATHERS = tuple(
 
 
 @node_rewriter([SparseBlockGemv])
-def local_sparse_block_gemv_bias(fgraph, node):
+def local_sparse_block_gemv_bias(
+    fgraph: FunctionGraph, node: Apply
+) -> dict[Variable, Variable] | None:
     """gemv(zeros, ...) + c + rest -> gemv(c, ...) + rest
 
     For a `c` of the result's own type; the rest stays where elementwise fusion takes it for free.
@@ -53,7 +58,15 @@ def local_sparse_block_gemv_bias(fgraph, node):
     return {total: total.type.filter_variable(result, allow_convert=True)}
 
 
-def axes_not_checked(fgraph, c, o, W, h, inputIdx, outputIdx):
+def axes_not_checked(
+    fgraph: FunctionGraph,
+    c: TensorVariable,
+    o: TensorVariable,
+    W: TensorVariable,
+    h: TensorVariable,
+    inputIdx: TensorVariable,
+    outputIdx: TensorVariable,
+) -> list[int]:
     """The axes of zeros that may differ from `c` and from what the op checks them against."""
     sizes = ((h, 0), (outputIdx, 1), (W, 3))
     return [
@@ -63,7 +76,7 @@ def axes_not_checked(fgraph, c, o, W, h, inputIdx, outputIdx):
     ]
 
 
-def is_fresh_gather(fgraph, variable):
+def is_fresh_gather(fgraph: FunctionGraph, variable: Variable) -> bool:
     """Whether a variable is a gather that nobody else uses: it can be written in place."""
     while sole_client(fgraph, variable) is not None and variable.owner is not None:
         if isinstance(variable.owner.op, GATHERS):

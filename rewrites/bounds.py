@@ -6,14 +6,17 @@ another block.
 
 import pytensor.tensor as pt
 from pytensor.compile import optdb
+from pytensor.graph.basic import Apply, Variable
+from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.rewriting.basic import dfs_rewriter, node_rewriter
 from pytensor.tensor.subtensor import AdvancedIncSubtensor, AdvancedSubtensor
+from pytensor.tensor.variable import TensorVariable
 
 from blocksparse_ops.index import CheckBlockIndex
 
 
-def is_inside(index, size):
-    """Where an index lies in [-size, size), compared in its own kind of integers."""
+def is_inside(index: TensorVariable, size: TensorVariable) -> TensorVariable:
+    """Where an index lies in [-size, size), compared as signed or unsigned as it is."""
     if index.dtype.startswith("u"):
         return pt.lt(index.astype("uint64"), size.astype("uint64"))
     index = index.astype("int64")
@@ -21,7 +24,7 @@ def is_inside(index, size):
 
 
 @node_rewriter([CheckBlockIndex])
-def local_checked_gather_in_bounds(fgraph, node):
+def local_checked_gather_in_bounds(fgraph: FunctionGraph, node: Apply) -> dict[Variable, Variable]:
     """x[check(i)] -> x[j], and x[check(i)].inc(y) -> x[j].inc(z); for i out of range j, z are 0
 
     What is gathered there takes part in no result: a product is NaN for such an index.

@@ -1,33 +1,44 @@
 """What the merging rewrites share: queries of a graph, and their place in PyTensor's pipeline."""
 
+from collections.abc import Collection
+
 from pytensor import config
 from pytensor.compile import optdb
-from pytensor.graph.rewriting.basic import EquilibriumGraphRewriter
+from pytensor.graph.basic import Apply, Variable
+from pytensor.graph.fg import FunctionGraph
+from pytensor.graph.rewriting.basic import EquilibriumGraphRewriter, NodeRewriter
 from pytensor.tensor.basic import Alloc
 from pytensor.tensor.elemwise import Elemwise
 from pytensor.tensor.shape import specify_shape
+from pytensor.tensor.variable import TensorVariable
 
 
-def sole_client(fgraph, variable):
+def sole_client(fgraph: FunctionGraph, variable: Variable) -> Apply | None:
     """The one node that uses a variable, or None if there are others."""
     clients = fgraph.clients[variable]
     return clients[0][0] if len(clients) == 1 else None
 
 
-def is_elementwise(node, *scalar_ops):
+def is_elementwise(node: Apply, *scalar_ops: type) -> bool:
     return isinstance(node.op, Elemwise) and isinstance(node.op.scalar_op, scalar_ops)
 
 
-def like(x, y):
+def like(x: TensorVariable, y: TensorVariable) -> bool:
     """Whether an elementwise operation on the two neither casts nor broadcasts."""
     return x.type.dtype == y.type.dtype and x.type.broadcastable == y.type.broadcastable
 
 
-def same_shape(fgraph, x, y, axis=None, other_axis=None):
+def same_shape(
+    fgraph: FunctionGraph,
+    x: TensorVariable,
+    y: TensorVariable,
+    axis: int | None = None,
+    other_axis: int | None = None,
+) -> bool:
     """Whether two variables of a graph are known to have one shape, or one size on two axes."""
     one, other = (
         (x.type.shape, y.type.shape)
-        if axis is None
+        if axis is None or other_axis is None
         else (x.type.shape[axis : axis + 1], y.type.shape[other_axis : other_axis + 1])
     )
     if one == other and None not in one:
@@ -36,7 +47,9 @@ def same_shape(fgraph, x, y, axis=None, other_axis=None):
     return feature is not None and feature.same_shape(x, y, axis, other_axis)
 
 
-def specified_like(x, zeros, unknown=None):
+def specified_like(
+    x: TensorVariable, zeros: TensorVariable, unknown: Collection[int] | None = None
+) -> TensorVariable:
     """`x`, checked to have the shape of zeros that it takes the place of.
 
     On the axes `unknown`; on all axes by default.
@@ -47,7 +60,7 @@ def specified_like(x, zeros, unknown=None):
     return specify_shape(x, [sizes[axis] if axis in axes else None for axis in range(x.type.ndim)])
 
 
-def register(rewriter):
+def register(rewriter: NodeRewriter) -> None:
     """Run a merging rewriter to a fixpoint, after 1.51, where zeros are allocations, before 1.6."""
     name = rewriter.__name__
     if name not in optdb.__db__:

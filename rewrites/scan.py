@@ -5,10 +5,12 @@ which no step changes, out of the loop: seen from inside they are an input like 
 keeps two states of the sum, so that each step copies it whole.
 """
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from pytensor.compile import optdb
-from pytensor.graph.basic import Constant
+from pytensor.graph.basic import Apply, Constant, Variable
+from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.replace import clone_replace
 from pytensor.graph.rewriting.basic import copy_stack_trace, dfs_rewriter, node_rewriter
 from pytensor.graph.traversal import ancestors
@@ -22,7 +24,9 @@ from blocksparse_ops.zeros import BlockZeros
 
 
 @node_rewriter([Scan])
-def local_scan_sparse_block_outer_zeros(fgraph, node):
+def local_scan_sparse_block_outer_zeros(
+    fgraph: FunctionGraph, node: Apply
+) -> list[Variable] | None:
     """Make the zeros that an outer starts from inside the loop, where they can be merged away."""
     op = node.op
     inner_inputs, inner_outputs = inner_graph(op)
@@ -59,7 +63,9 @@ def local_scan_sparse_block_outer_zeros(fgraph, node):
 
 
 @node_rewriter([Scan])
-def local_scan_sparse_block_outer_state(fgraph, node):
+def local_scan_sparse_block_outer_state(
+    fgraph: FunctionGraph, node: Apply
+) -> dict[Variable, Variable] | None:
     """Keep one state of a sum of outers of which only the last is used: the loop may destroy it.
 
     PyTensor does so where it knows that there is at least one step.
@@ -88,7 +94,7 @@ def local_scan_sparse_block_outer_state(fgraph, node):
     }
 
 
-def only_last_is_used(fgraph, trace):
+def only_last_is_used(fgraph: FunctionGraph, trace: Variable) -> bool:
     """Whether every use of a trace takes its last state."""
     indices = [
         get_idx_list(client.inputs, client.op.idx_list)[0]
@@ -100,7 +106,7 @@ def only_last_is_used(fgraph, trace):
     )
 
 
-def outers_in(variables):
+def outers_in(variables: Iterable[Variable]) -> list[Apply]:
     return [
         variable.owner
         for variable in ancestors(variables)
@@ -108,7 +114,7 @@ def outers_in(variables):
     ]
 
 
-def inner_graph(op):
+def inner_graph(op: Scan) -> tuple[list[Variable], list[Variable]]:
     """The inputs and outputs of a Scan's inner graph, free to be built upon."""
     fgraph = op.fgraph.unfreeze() if hasattr(op.fgraph, "unfreeze") else op.fgraph
     return list(fgraph.inputs), list(fgraph.outputs)

@@ -5,7 +5,8 @@ computed is traced, and no size of an array may be.
 """
 
 from pytensor.compile import optdb
-from pytensor.graph.basic import Constant
+from pytensor.graph.basic import Apply, Constant, Variable
+from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.rewriting.basic import copy_stack_trace, dfs_rewriter, node_rewriter
 from pytensor.tensor.shape import Shape
 from pytensor.tensor.subtensor import Subtensor, get_idx_list
@@ -14,7 +15,7 @@ from blocksparse_ops.zeros import BlockZeros, SizeOf
 
 
 @node_rewriter([BlockZeros])
-def local_block_zeros_of_known_sizes(fgraph, node):
+def local_block_zeros_of_known_sizes(fgraph: FunctionGraph, node: Apply) -> list[Variable] | None:
     """zeros(x.shape[k], ...) -> zeros(SizeOf(k)(x), ...)"""
     value, *sizes = node.inputs
     known = [read_off(size) for size in sizes]
@@ -25,7 +26,7 @@ def local_block_zeros_of_known_sizes(fgraph, node):
     return [node.outputs[0].type.filter_variable(result, allow_convert=True)]
 
 
-def read_off(size):
+def read_off(size: Variable) -> Variable:
     """A size as it is read off the array whose it is, if it is one's."""
     if size.owner is None or not isinstance(size.owner.op, Subtensor):
         return size

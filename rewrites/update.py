@@ -4,15 +4,19 @@
 ``outer(W, x, y, ..., -lr)`` adds to the blocks that the indices name, in place where it may.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pytensor import scalar as ps
+from pytensor.graph.basic import Apply, Variable
+from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.rewriting.basic import copy_stack_trace, node_rewriter
 from pytensor.tensor.basic import cast, constant
 from pytensor.tensor.elemwise import DimShuffle
 from pytensor.tensor.math import add, mul, true_div
 from pytensor.tensor.shape import SpecifyShape
 from pytensor.tensor.type import continuous_dtypes
+from pytensor.tensor.variable import TensorVariable
 
 from blocksparse_ops.ops import SparseBlockOuter
 from blocksparse_ops.rewrites.match import (
@@ -27,7 +31,9 @@ from blocksparse_ops.zeros import is_zeros
 
 
 @node_rewriter([SparseBlockOuter])
-def local_sparse_block_outer_update(fgraph, node):
+def local_sparse_block_outer_update(
+    fgraph: FunctionGraph, node: Apply
+) -> dict[Variable, Variable] | None:
     """scale * outer(zeros, ..., alpha) + rest -> outer(rest, ..., scale * alpha)
 
     The whole linear form in which the outer stands is collected, from its topmost node, however
@@ -52,7 +58,7 @@ def local_sparse_block_outer_update(fgraph, node):
     return {top: top.type.filter_variable(result, allow_convert=True)}
 
 
-def topmost_sum(fgraph, variable):
+def topmost_sum(fgraph: FunctionGraph, variable: TensorVariable) -> TensorVariable | None:
     """Climb from a term through the linear nodes that alone use it to the last elementwise one."""
     start, top = variable, None
     while (client := sole_client(fgraph, variable)) is not None:
@@ -65,7 +71,7 @@ def topmost_sum(fgraph, variable):
     return top
 
 
-def fits(term, total):
+def fits(term: TensorVariable, total: TensorVariable) -> bool:
     """Whether a term has the dtype of a sum, and no size that is known to differ from the sum's.
 
     One that is 1 where the sum's is not known is taken to be equal: a rest is checked.
@@ -84,26 +90,26 @@ class Scale:
     precision of float32.
     """
 
-    factors: tuple = ()
-    divisors: tuple = ()
+    factors: tuple[TensorVariable, ...] = ()
+    divisors: tuple[TensorVariable, ...] = ()
 
-    def __mul__(self, other):
+    def __mul__(self, other: "Scale") -> "Scale":
         return Scale(self.factors + other.factors, self.divisors + other.divisors)
 
-    def variable(self, dtype):
+    def variable(self, dtype: str) -> TensorVariable:
         scale = product(self.factors) if self.factors else constant(1, dtype=dtype)
         return true_div(scale, product(self.divisors)) if self.divisors else scale
 
 
-def minus_one(node):
+def minus_one(node: Apply) -> Scale:
     return Scale((constant(-1, dtype=node.outputs[0].dtype),))
 
 
-def product(factors):
+def product(factors: Sequence[TensorVariable]) -> TensorVariable:
     return mul(*factors) if len(factors) > 1 else factors[0]
 
 
-def linear_terms(node):
+def linear_terms(node: Apply) -> list[tuple[Scale, TensorVariable]]:
     """(scale, term) for each term of a node that is linear in them, else nothing.
 
     The term of an outer is what it adds to.
@@ -123,7 +129,9 @@ def linear_terms(node):
     return []
 
 
-def scaled_term(node, factors, divisors):
+def scaled_term(
+    node: Apply, factors: Sequence[TensorVariable], divisors: Sequence[TensorVariable]
+) -> list[tuple[Scale, TensorVariable]]:
     """The one factor that is an array of the result's dtype, if all others are scalars."""
     [out] = node.outputs
     terms = [x for x in factors if like(x, out) or not is_scalar(x)]
@@ -134,12 +142,12 @@ def scaled_term(node, factors, divisors):
     return [(Scale(*as_scalars), terms[0])]
 
 
-def is_scalar(x):
+def is_scalar(x: TensorVariable) -> bool:
     """Whether a variable has one element, of whatever number of dimensions."""
     return all(x.type.broadcastable)
 
 
-def as_scalar(x, dtype):
+def as_scalar(x: TensorVariable, dtype: str) -> TensorVariable:
     """A variable of one element, of whatever number of dimensions, as one of none."""
     if x.owner is not None and isinstance(x.owner.op, DimShuffle) and x.owner.inputs[0].ndim == 0:
         x = x.owner.inputs[0]
@@ -161,18 +169,19 @@ class LinearForm:
         The same, or what the graph specifies its shape to be: all that is collected fits it.
     """
 
-    def __init__(self, fgraph, top):
+    def __init__(self, fgraph: FunctionGraph, top: TensorVariable):
         self.fgraph = fgraph
         self.top = top
         client = sole_client(fgraph, top)
         is_specified = client is not None and isinstance(client.op, SpecifyShape)
         self.total = client.outputs[0] if is_specified else top
-        self.outers = []  # (scale, node)
-        self.zeros = {}  # what outers were added to, and addends like the top, without repeats
-        self.rest = {}  # term to its scales
+        self.outers: list[tuple[Scale, Apply]] = []
+        # What outers were added to, and addends like the top, without repeats.
+        self.zeros: dict[TensorVariable, None] = {}
+        self.rest: dict[TensorVariable, list[Scale]] = {}
         self.open(top, Scale())
 
-    def open(self, variable, scale):
+    def open(self, variable: TensorVariable, scale: Scale) -> None:
         """Split a linear node into its terms."""
         node = variable.owner
         is_outer = isinstance(node.op, SparseBlockOuter)
@@ -186,7 +195,7 @@ class LinearForm:
         if is_outer:
             self.outers.append((scale, node))
 
-    def can_open(self, variable):
+    def can_open(self, variable: TensorVariable) -> bool:
         return (
             variable.owner is not None
             and fits(variable, self.total)
@@ -194,7 +203,7 @@ class LinearForm:
             and bool(linear_terms(variable.owner))
         )
 
-    def is_worth_opening(self, variable):
+    def is_worth_opening(self, variable: TensorVariable) -> bool:
         """Whether there is an outer to be had, or a scale.
 
         So that the scales of one term add up: W - lr * (g + decay * W) scales W once.
@@ -203,7 +212,7 @@ class LinearForm:
             is_elementwise(variable.owner, ps.Mul, ps.TrueDiv, ps.Neg) or self.holds_outer(variable)
         )
 
-    def holds_outer(self, variable):
+    def holds_outer(self, variable: TensorVariable) -> bool:
         """Whether there is an outer to be had from opening a sum."""
         if not self.can_open(variable):
             return False
@@ -212,10 +221,10 @@ class LinearForm:
             return True
         return any(self.holds_outer(term) for term in terms)
 
-    def has_outer(self, node):
+    def has_outer(self, node: Apply) -> bool:
         return any(node is outer for _, outer in self.outers)
 
-    def rebuilt(self):
+    def rebuilt(self) -> TensorVariable | None:
         """The form as a chain of outers on its rest, or None if they cannot be added to that.
 
         What the dense sum would have checked is checked: that all zeros have one shape.
@@ -230,7 +239,7 @@ class LinearForm:
             return None
         return self.added(self.of_shape(rest, self.rest, self.zeros), self.outers)
 
-    def added(self, start, outers):
+    def added(self, start: TensorVariable, outers: Iterable[tuple[Scale, Apply]]) -> TensorVariable:
         """What some of the form's outers make of what they start from."""
         for scale, node in outers:
             _, *factors, alpha = node.inputs
@@ -239,7 +248,7 @@ class LinearForm:
             copy_stack_trace([self.top, node.outputs[0]], start)
         return start
 
-    def sum_of_rest(self):
+    def sum_of_rest(self) -> TensorVariable:
         terms = [x for term, scales in self.rest.items() for x in scaled(term, scales)]
         if len(terms) == 1:
             return terms[0]
@@ -247,7 +256,7 @@ class LinearForm:
         copy_stack_trace(self.top, rest)
         return rest
 
-    def is_broadcast(self, rest):
+    def is_broadcast(self, rest: TensorVariable) -> bool:
         """Whether the outers may be larger than the rest."""
         wholes = [self.total, *(node.outputs[0] for _, node in self.outers)]
         return not all(
@@ -256,7 +265,12 @@ class LinearForm:
             if size == 1
         )
 
-    def of_shape(self, start, terms, others):
+    def of_shape(
+        self,
+        start: TensorVariable,
+        terms: Iterable[TensorVariable],
+        others: Iterable[TensorVariable],
+    ) -> TensorVariable:
         """`start`, the sum of these terms, checked to have the shape of each of the others."""
         for zeros in others:
             is_known = any(like(x, zeros) and same_shape(self.fgraph, x, zeros) for x in terms)
@@ -266,7 +280,7 @@ class LinearForm:
         return start
 
 
-def scaled(term, scales):
+def scaled(term: TensorVariable, scales: list[Scale]) -> list[TensorVariable]:
     """The terms that are together (the sum of the scales) * term."""
     quotients = [
         true_div(product((*scale.factors, term)), product(scale.divisors))

@@ -1,15 +1,18 @@
 """Both ops for MLX: steps over tiles, one after the other in the graph that MLX evaluates."""
 
+from collections.abc import Iterable
+
 import mlx.core as mx
 
 from blocksparse_ops.kernels.mapped import fold
 from blocksparse_ops.kernels.tiles import (
     Form,
-    Sizes,
+    Step,
     choose_form,
     count_from_start,
     cut,
     rows_of_step,
+    sizes_of,
     unknown,
 )
 
@@ -17,39 +20,41 @@ from blocksparse_ops.kernels.tiles import (
 STEP_ELEMENTS = 1 << 20
 
 
-def counted(index, blocks):
+def counted(index: mx.array, blocks: int) -> mx.array:
     return count_from_start(mx, index, blocks, mx.int64)
 
 
-def rows(values):
+def rows(values: mx.array) -> mx.array:
     """The rows of all windows one after the other, and one of zeros: for what is out of range."""
     return mx.pad(fold(values), ((0, 1), (0, 0)))
 
 
-def multiplies_matrices(dtype):
+def multiplies_matrices(dtype: mx.Dtype) -> bool:
     """Whether MLX has a matmul of this dtype; if not, products are materialised, then summed."""
     return mx.issubdtype(dtype, mx.inexact)
 
 
-def matmul(one, other):
+def matmul(one: mx.array, other: mx.array) -> mx.array:
     if multiplies_matrices(one.dtype):
         return one @ other
     return (one[..., None] * other[..., None, :, :]).sum(-2).astype(one.dtype)
 
 
-def steps_of(inputIdx, outputIdx, blocks):
+def steps_of(inputIdx: mx.array, outputIdx: mx.array, blocks: mx.array) -> Iterable[Step]:
     """The steps of a product with these blocks; the indices are counted from the start."""
-    sizes = Sizes(*inputIdx.shape, outputIdx.shape[1], *blocks.shape[:2])
+    sizes = sizes_of(inputIdx, outputIdx, blocks.shape[:2])
     if not sizes.triples or not blocks.size:
         return []
-    form = choose_form(sizes, *blocks.shape[2:], STEP_ELEMENTS)
+    form = choose_form(sizes, *blocks.shape[2:], step_elements=STEP_ELEMENTS)
     if not multiplies_matrices(blocks.dtype):
         form = Form(1, form.tiles)
     tiles = cut(mx, inputIdx, outputIdx, sizes, form)
     return (rows_of_step(mx, tiles, number) for number in range(tiles.most_steps))
 
 
-def gemv(o, W, h, inputIdx, outputIdx):
+def gemv(
+    o: mx.array, W: mx.array, h: mx.array, inputIdx: mx.array, outputIdx: mx.array
+) -> mx.array:
     """o[n, w] + sum_v h[n, v] @ W[inputIdx[n, v], outputIdx[n, w]]
 
     A result that an index out of range takes part in is NaN.
@@ -65,7 +70,7 @@ def gemv(o, W, h, inputIdx, outputIdx):
     return mx.where(wrong[:, :, None], unknown(o), sums[:-1].reshape(o.shape)).astype(o.dtype)
 
 
-def outer(o, x, y, xIdx, yIdx):
+def outer(o: mx.array, x: mx.array, y: mx.array, xIdx: mx.array, yIdx: mx.array) -> mx.array:
     """o[xIdx[n, v], yIdx[n, w]] += outer(x[n, v], y[n, w]), without what is out of range."""
     iBlocks, oBlocks = o.shape[:2]
     xIdx, yIdx = counted(xIdx, iBlocks), counted(yIdx, oBlocks)

@@ -4,9 +4,12 @@ JAX, PyTorch and MLX run no kernel of ours. There a product is a loop over steps
 few blocks, multiplies each by the rows of a tile, and scatters the results. So its working set is
 the blocks of one step, and some integers for each triple.
 
-The functions take the namespace `xp` of a library; what they use of it is called alike in all.
+The functions take the namespace `xp` of a library; what they use of it is called alike in all. An
+array is Any: there is no type that the arrays of all libraries have.
 """
 
+from collections.abc import Sequence
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,7 +35,7 @@ class Sizes(NamedTuple):
     oBlocks: int
 
     @property
-    def triples(self):
+    def triples(self) -> int:
         return self.batch * self.inputs * self.outputs
 
 
@@ -59,7 +62,7 @@ class Tiles(NamedTuple):
     steps: Any
 
     @property
-    def most_steps(self):
+    def most_steps(self) -> int:
         """The steps that the shapes alone allow; those past the last one are empty."""
         if self.starts is None:
             return self.steps
@@ -79,32 +82,41 @@ class Step(NamedTuple):
     j: Any
 
 
-def reuse_of(sizes):
+def sizes_of(inputIdx: Any, outputIdx: Any, blocks: Sequence[int]) -> Sizes:
+    """The sizes of a product with these indices of so many blocks on either side."""
+    batch, inputs = inputIdx.shape
+    iBlocks, oBlocks = blocks
+    return Sizes(batch, inputs, outputIdx.shape[1], iBlocks, oBlocks)
+
+
+def reuse_of(sizes: Sizes) -> int:
     """The triples for each block, were all in use alike."""
     return sizes.triples // max(sizes.iBlocks * sizes.oBlocks, 1)
 
 
-def most_tiles(sizes, rows):
+def most_tiles(sizes: Sizes, rows: int) -> int:
     """The tiles that these sizes can have at the most, with those that are out of range."""
     blocks = (sizes.iBlocks + 1) * (sizes.oBlocks + 1)
     return sizes.triples // rows + min(sizes.triples, blocks) if rows > 1 else sizes.triples
 
 
-def choose_form(sizes, depth, columns, step_elements=STEP_ELEMENTS):
+def choose_form(
+    sizes: Sizes, depth: int, columns: int, *, step_elements: int = STEP_ELEMENTS
+) -> Form:
     """How to cut a product with blocks of depth x columns into tiles and steps."""
     reuse = reuse_of(sizes)
     rows = 1
     if reuse >= SORTED_REUSE:
         rows = min(max(1 << reuse.bit_length() - 1, LEAST_ROWS), MOST_ROWS)
-    held = depth * columns + rows * (depth + columns)
-    return Form(rows, max(1, min(step_elements // held, most_tiles(sizes, rows))))
+    of_tile = depth * columns + rows * (depth + columns)
+    return Form(rows, max(1, min(step_elements // of_tile, most_tiles(sizes, rows))))
 
 
-def dtype_name(values):
+def dtype_name(values: Any) -> str:
     return str(values.dtype).split(".")[-1]
 
 
-def unknown(values):
+def unknown(values: Any) -> float | int | bool:
     """What stands for a result that cannot be known: NaN, or what JAX fills integers with."""
     name = dtype_name(values)
     if "float" in name or "complex" in name:
@@ -115,17 +127,17 @@ def unknown(values):
     return limits.max if limits.min == 0 else limits.min
 
 
-def count_from_start(xp, index, blocks, word):
-    """The blocks that an index names, as integers of the type `word`; `blocks` if out of range."""
+def count_from_start(xp: ModuleType, index: Any, blocks: int, dtype: Any) -> Any:
+    """The blocks that an index names, as integers of this dtype; `blocks` if out of range."""
     if dtype_name(index) in ("uint32", "uint64"):
         # In the signed type a large one would be negative.
         index = xp.minimum(index, xp.array(blocks, dtype=index.dtype))
-    index = index.astype(word)
+    index = index.astype(dtype)
     index = xp.where(index < 0, index + blocks, index)
     return xp.where((index >= 0) & (index < blocks), index, blocks)
 
 
-def cut(xp, inputIdx, outputIdx, sizes, form):
+def cut(xp: ModuleType, inputIdx: Any, outputIdx: Any, sizes: Sizes, form: Form) -> Tiles:
     """Cut the triples into tiles. The indices are counted from the start."""
     left, right = inputIdx.reshape(-1), outputIdx.reshape(-1)
     if form.rows == 1:
@@ -144,7 +156,7 @@ def cut(xp, inputIdx, outputIdx, sizes, form):
     return Tiles(sizes, form, left, right, order, starts, tile[-1] // form.tiles + 1)
 
 
-def rows_of_step(xp, tiles, step):
+def rows_of_step(xp: ModuleType, tiles: Tiles, step: Any) -> Step:
     """The rows and blocks of a step's tiles."""
     sizes, form = tiles.sizes, tiles.form
     number = step * form.tiles + xp.arange(form.tiles)

@@ -5,13 +5,14 @@ from importlib import import_module
 from pytensor.compile import optdb
 from pytensor.compile.mode import PYTORCH
 from pytensor.graph.features import Feature
+from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.rewriting.basic import GraphRewriter
 
 # As PyTensor's tags name them, and as the files of this folder are called.
 BACKENDS = ("numba", "jax", "pytorch", "mlx")
 
 
-def load_dispatch(backend):
+def load_dispatch(backend: str) -> None:
     """Import the dispatch for a backend, which registers it."""
     import_module(f"blocksparse_ops.link.{backend}")
 
@@ -27,11 +28,11 @@ class DispatchLoaded(Feature):
         One of `BACKENDS`.
     """
 
-    def __init__(self, backend):
+    def __init__(self, backend: str):
         self.backend = backend
         load_dispatch(backend)
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple:
         return type(self), (self.backend,)
 
 
@@ -42,14 +43,14 @@ class LoadDispatch(GraphRewriter):
     Scan, an OpFromGraph or a Blockwise, and PyTensor loads the backend for the graph anyway.
     """
 
-    def __init__(self, backend):
+    def __init__(self, backend: str):
         super().__init__()
         self.backend = backend
 
-    def add_requirements(self, fgraph):
+    def add_requirements(self, fgraph: FunctionGraph) -> None:
         pass
 
-    def apply(self, fgraph):
+    def apply(self, fgraph: FunctionGraph) -> None:
         fgraph.attach_feature(DispatchLoaded(self.backend))
 
 

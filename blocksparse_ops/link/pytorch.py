@@ -1,11 +1,15 @@
 """The ops in PyTorch: importing this registers them."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from pytensor.link.pytorch.dispatch import pytorch_funcify
 from torch import Tensor
 from torch.library import custom_op
 
 from blocksparse_ops.index import CheckBlockIndex
+from blocksparse_ops.kernels.mapped import Axes
 from blocksparse_ops.kernels.pytorch import gemv, outer
 from blocksparse_ops.ops import SparseBlockGemv, SparseBlockOuter
 
@@ -13,13 +17,17 @@ from blocksparse_ops.ops import SparseBlockGemv, SparseBlockOuter
 AS_INTEGERS = (torch.bool, torch.uint16, torch.uint32, torch.uint64)
 
 
-def sparse_block_gemv(o, W, h, inputIdx, outputIdx):
+def sparse_block_gemv(
+    o: Tensor, W: Tensor, h: Tensor, inputIdx: Tensor, outputIdx: Tensor
+) -> Tensor:
     if o.dtype in AS_INTEGERS:
         return gemv(*(x.long() for x in (o, W, h)), inputIdx, outputIdx).to(o.dtype)
     return gemv(o, W, h, inputIdx, outputIdx)
 
 
-def sparse_block_outer(o, x, y, xIdx, yIdx, alpha):
+def sparse_block_outer(
+    o: Tensor, x: Tensor, y: Tensor, xIdx: Tensor, yIdx: Tensor, alpha: Tensor
+) -> Tensor:
     if o.dtype in AS_INTEGERS:
         o_long, x, y, alpha = (value.long() for value in (o, x, y, alpha))
         return outer(o_long, alpha * x, y, xIdx, yIdx).to(o.dtype)
@@ -27,17 +35,17 @@ def sparse_block_outer(o, x, y, xIdx, yIdx, alpha):
 
 
 @pytorch_funcify.register(SparseBlockGemv)
-def pytorch_funcify_SparseBlockGemv(op, **kwargs):
+def pytorch_funcify_SparseBlockGemv(op: SparseBlockGemv, **kwargs: Any) -> Callable:
     return sparse_block_gemv
 
 
 @pytorch_funcify.register(SparseBlockOuter)
-def pytorch_funcify_SparseBlockOuter(op, **kwargs):
+def pytorch_funcify_SparseBlockOuter(op: SparseBlockOuter, **kwargs: Any) -> Callable:
     return sparse_block_outer
 
 
 # The ops whose checks are compiled: an operator of PyTorch takes a number, not an op.
-CHECKS = []
+CHECKS: list[CheckBlockIndex] = []
 
 
 @custom_op("blocksparse_ops::check_block_index", mutates_args=())
@@ -48,12 +56,12 @@ def check_block_index(index: Tensor, sizes: Tensor, check: int) -> Tensor:
 
 
 @check_block_index.register_fake
-def _(index, sizes, check):
+def _(index: Tensor, sizes: Tensor, check: int) -> Tensor:
     return torch.empty_like(index, dtype=torch.int64)
 
 
 @check_block_index.register_vmap
-def _(info, axes, index, sizes, check):
+def _(info: Any, axes: Axes, index: Tensor, sizes: Tensor, check: int) -> tuple[Tensor, int]:
     index, sizes = (
         torch.broadcast_to(x, (info.batch_size, *x.shape)) if axis is None else x.movedim(axis, 0)
         for x, axis in ((index, axes[0]), (sizes, axes[1]))
@@ -63,12 +71,12 @@ def _(info, axes, index, sizes, check):
 
 
 @pytorch_funcify.register(CheckBlockIndex)
-def pytorch_funcify_CheckBlockIndex(op, **kwargs):
+def pytorch_funcify_CheckBlockIndex(op: CheckBlockIndex, **kwargs: Any) -> Callable:
     if op not in CHECKS:
         CHECKS.append(op)
     number = CHECKS.index(op)
 
-    def checked(index, *sizes):
+    def checked(index: Tensor, *sizes: Any) -> Tensor:
         return check_block_index(index, torch.stack(list(map(torch.as_tensor, sizes))), number)
 
     return checked

@@ -11,11 +11,12 @@ import tempfile
 from collections.abc import Sequence
 from functools import cache
 from hashlib import sha256
-from importlib.machinery import ExtensionFileLoader
+from importlib.machinery import ExtensionFileLoader, ModuleSpec
 from importlib.resources import files
-from importlib.util import module_from_spec, spec_from_file_location
+from importlib.util import module_from_spec
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 from pytensor import config
@@ -125,7 +126,7 @@ def name_of(module: str, args: Sequence[str]) -> str:
     return f"{module}_{sha256(repr(about).encode()).hexdigest()[:32]}"
 
 
-def function(module: str, name: str, openmp: int):
+def function(module: str, name: str, openmp: int) -> Any:
     """A capsule of one function of an extension module, which is built if it is not there."""
     return getattr(extension(module, tuple(compile_args(bool(openmp)))), name)
 
@@ -140,9 +141,9 @@ def extension(module: str, args: tuple[str, ...]) -> ModuleType:
             # Another process may have built it while this one waited for the lock.
             if not path.exists():
                 path = build(source(module, name), name, args, path)
-    spec = spec_from_file_location(name, path, loader=ExtensionFileLoader(name, str(path)))
-    loaded = module_from_spec(spec)
-    spec.loader.exec_module(loaded)
+    loader = ExtensionFileLoader(name, str(path))
+    loaded = module_from_spec(ModuleSpec(name, loader, origin=str(path)))
+    loader.exec_module(loaded)
     return loaded
 
 
@@ -150,13 +151,13 @@ def build(text: str, name: str, args: Sequence[str], path: Path) -> Path:
     """Compile an extension module, and return where it is: at `path`, if that can be written."""
     try:
         path.parent.mkdir(exist_ok=True)
-        place = Path(tempfile.mkdtemp(dir=path.parent))
+        folder = Path(tempfile.mkdtemp(dir=path.parent))
     except OSError:
-        place = Path(tempfile.mkdtemp())
-        path = place / path.name
-    GCC_compiler.compile_str(name, text, location=place, preargs=list(args), py_module=False)
+        folder = Path(tempfile.mkdtemp())
+        path = folder / path.name
+    GCC_compiler.compile_str(name, text, location=folder, preargs=list(args), py_module=False)
     # At once, for a process that looks for it without the lock.
-    os.replace(place / path.name, path)
-    if place != path.parent:
-        shutil.rmtree(place)
+    os.replace(folder / path.name, path)
+    if folder != path.parent:
+        shutil.rmtree(folder)
     return path
