@@ -126,20 +126,20 @@ def test_a_function_unpickled_in_a_fresh_process(place, tmp_path):
 
 TIMED = """
 import time, numpy as np, pytensor, pytensor.tensor as pt
-from numba.core.dispatcher import Dispatcher
+from numba.core import compiler
 from blocksparse_ops import sparse_block_gemv
 compiled = []
-original = Dispatcher.compile
-def compile(self, sig):
-    compiled.append(self.py_func.__name__)
-    return original(self, sig)
-Dispatcher.compile = compile
+original = compiler.compile_extra
+def compile_extra(typing, target, function, *args, **kwargs):
+    compiled.append(getattr(function, "__module__", ""))
+    return original(typing, target, function, *args, **kwargs)
+compiler.compile_extra = compile_extra
 arrays = [np.ones((2, 3, 4)), np.ones((5, 6, 7, 4)), np.ones((2, 1, 7)),
           np.zeros((2, 1), "int64"), np.zeros((2, 3), "int64")]
 inputs = [pt.tensor(dtype=a.dtype, shape=(None,) * a.ndim) for a in arrays]
 function = pytensor.function(inputs, sparse_block_gemv(*inputs), mode="NUMBA")
 function(*arrays)
-print("check_index" in compiled)
+print(any("blocksparse_ops" in module for module in compiled))
 """
 
 

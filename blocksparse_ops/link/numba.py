@@ -6,6 +6,7 @@ import numba
 import numpy as np
 from numba import literal_unroll
 from numba.core import types
+from numba.core.registry import cpu_target
 from numba.extending import overload
 from numba.np.unsafe.ndarray import to_fixed_tuple
 from pytensor.configdefaults import config
@@ -18,16 +19,15 @@ from pytensor.link.numba.dispatch.tensor_basic import numba_funcify_Alloc
 from blocksparse_ops.index import CheckBlockIndex
 from blocksparse_ops.kernels.numba import version
 from blocksparse_ops.kernels.numba.arrays import is_signed, view, view_index
-from blocksparse_ops.kernels.numba.check import OPS, call_fail, from_start
+from blocksparse_ops.kernels.numba.check import OPS, call_fail, from_start, ready_fail
 from blocksparse_ops.kernels.numba.compile import kernel
 from blocksparse_ops.kernels.numba.gemv import CHECK_GEMV, RUN_GEMV, RUN_GEMV_PARALLEL
 from blocksparse_ops.kernels.numba.outer import CHECK_OUTER, RUN_OUTER, RUN_OUTER_PARALLEL
 from blocksparse_ops.kernels.numba.plain import plain_gemv, plain_outer
 from blocksparse_ops.kernels.numba.threads import (
-    MOST_THREADS,
-    call_most_threads,
     one_thread,
     start_threads,
+    threads_allowed,
 )
 from blocksparse_ops.ops import SparseBlockGemv, SparseBlockOuter
 from blocksparse_ops.signature import NO_FAULT
@@ -56,15 +56,49 @@ def overload_destination(o):
     return writeable
 
 
-def load_kernel(serial, parallel, scalar):
-    """The call of a kernel, ready for this type of scalar, and of what says how many threads."""
-    if not config.openmp:
-        serial.load(scalar)
-        return serial.call, one_thread
-    start_threads()
-    for unit in (parallel, MOST_THREADS):
-        unit.load(scalar)
-    return parallel.call, call_most_threads
+def funcify(op, node, check_unit, units, plain):
+    """Compiled code that checks, and computes: function(o, array, array, index, index, scale).
+
+    Parameters
+    ----------
+    check_unit : Unit
+        Checks all arguments but the scale.
+    units : pair of Unit
+        Compute without threads and with them, in the types of scalar that tiles are written for.
+    plain : callable
+        Computes in others.
+    """
+    number, inplace, one = OPS.index(op.signature.op), op.inplace, one_of(node)
+    # Raises, when a function is built and not when it is called, what Numba has no scalars of.
+    cpu_target.target_context.get_value_type(numba.typeof(one))
+    ready_check, check = check_unit.ready, check_unit.call
+    unit, threads = units[config.openmp], threads_allowed if config.openmp else one_thread
+    ready, run = unit.ready, unit.call
+    if config.openmp:
+        start_threads()
+
+    @kernel
+    def compute(out, first, second, first_index, second_index, scale):
+        views = view(out), view(first), view(second), view_index(first_index)
+        ready(scale, 0)
+        run(scale, 0, (*views, view_index(second_index), scale, threads()))
+
+    if one.dtype.name not in FAST:
+        compute = plain
+
+    @kernel
+    def checked(o, first, second, first_index, second_index, scale):
+        views = view(o), view(first), view(second), view_index(first_index)
+        ready_check(0, 0)
+        fault = check(0, 0, (*views, view_index(second_index)))
+        if fault[0] != NO_FAULT:
+            ready_fail(0, 0)
+            call_fail(0, 0, (number, fault))
+        out = destination(o) if inplace else o.copy()
+        compute(out, first, second, first_index, second_index, scale)
+        return out
+
+    return checked
 
 
 def one_of(node):
@@ -74,69 +108,23 @@ def one_of(node):
 
 @register_funcify_default_op_cache_key(SparseBlockGemv)
 def numba_funcify_SparseBlockGemv(op, node, **kwargs):
-    number, inplace, one = OPS.index(op.signature.op), op.inplace, one_of(node)
-    check = CHECK_GEMV.call
-    CHECK_GEMV.load(numba.typeof(one))
+    checked = funcify(op, node, CHECK_GEMV, (RUN_GEMV, RUN_GEMV_PARALLEL), plain_gemv)
+    one = one_of(node)
 
     @kernel
-    def start(o, W, h, inputIdx, outputIdx):
-        """Check all, and return the array to be added to."""
-        arrays = view(o), view(W), view(h), view_index(inputIdx), view_index(outputIdx)
-        fault = check(one, (*arrays, one))
-        if fault[0] != NO_FAULT:
-            call_fail(one, (number, fault))
-        return destination(o) if inplace else o.copy()
-
-    if one.dtype.name in FAST:
-        run, most_threads = load_kernel(RUN_GEMV, RUN_GEMV_PARALLEL, numba.typeof(one))
-
-        @kernel
-        def sparse_block_gemv(o, W, h, inputIdx, outputIdx):
-            out = start(o, W, h, inputIdx, outputIdx)
-            arrays = view(out), view(W), view(h), view_index(inputIdx), view_index(outputIdx)
-            run(one, (*arrays, one, most_threads(one, ())))
-            return out
-    else:
-
-        @kernel
-        def sparse_block_gemv(o, W, h, inputIdx, outputIdx):
-            out = start(o, W, h, inputIdx, outputIdx)
-            plain_gemv(out, W, h, inputIdx, outputIdx)
-            return out
+    def sparse_block_gemv(o, W, h, inputIdx, outputIdx):
+        return checked(o, W, h, inputIdx, outputIdx, one)
 
     return sparse_block_gemv, version() + config.openmp
 
 
 @register_funcify_default_op_cache_key(SparseBlockOuter)
 def numba_funcify_SparseBlockOuter(op, node, **kwargs):
-    number, inplace, one = OPS.index(op.signature.op), op.inplace, one_of(node)
-    check = CHECK_OUTER.call
-    CHECK_OUTER.load(numba.typeof(one))
+    checked = funcify(op, node, CHECK_OUTER, (RUN_OUTER, RUN_OUTER_PARALLEL), plain_outer)
 
     @kernel
-    def start(o, x, y, xIdx, yIdx):
-        """Check all, and return the array to be added to."""
-        fault = check(one, (view(o), view(x), view(y), view_index(xIdx), view_index(yIdx), one))
-        if fault[0] != NO_FAULT:
-            call_fail(one, (number, fault))
-        return destination(o) if inplace else o.copy()
-
-    if one.dtype.name in FAST:
-        run, most_threads = load_kernel(RUN_OUTER, RUN_OUTER_PARALLEL, numba.typeof(one))
-
-        @kernel
-        def sparse_block_outer(o, x, y, xIdx, yIdx, alpha):
-            out = start(o, x, y, xIdx, yIdx)
-            arrays = view(out), view(x), view(y), view_index(xIdx), view_index(yIdx)
-            run(one, (*arrays, alpha.item(), most_threads(one, ())))
-            return out
-    else:
-
-        @kernel
-        def sparse_block_outer(o, x, y, xIdx, yIdx, alpha):
-            out = start(o, x, y, xIdx, yIdx)
-            plain_outer(out, x, y, xIdx, yIdx, alpha.item())
-            return out
+    def sparse_block_outer(o, x, y, xIdx, yIdx, alpha):
+        return checked(o, x, y, xIdx, yIdx, alpha.item())
 
     return sparse_block_outer, version() + config.openmp
 

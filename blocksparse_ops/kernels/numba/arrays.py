@@ -9,6 +9,7 @@ from numba.core.types import Integer, NamedTuple, UniTuple, boolean, int64, void
 from numba.extending import intrinsic, overload
 
 from blocksparse_ops.kernels.numba.compile import kernel
+from blocksparse_ops.kernels.numba.records import scalar_of
 from blocksparse_ops.kernels.numba.vector import Code
 
 Array = namedtuple("Array", "data shape strides")
@@ -67,12 +68,13 @@ def view_index(index):
 
 @intrinsic
 def load(typing_context, address, like):
-    """The value at an address, of the type of `like`."""
+    """The value at an address, of the type of `like`, or of its scalar if that is a record."""
+    scalar = scalar_of(like)
 
     def generate(context, builder, signature, arguments):
-        return Code(builder).load(arguments[0], context.get_value_type(like), align=1)
+        return Code(builder).load(arguments[0], context.get_value_type(scalar), align=1)
 
-    return like(address, like), generate
+    return scalar(address, like), generate
 
 
 @intrinsic
@@ -87,8 +89,8 @@ def store(typing_context, address, value):
 
 
 @intrinsic
-def prefetch(typing_context, address):
-    """Ask for the line of memory at an address."""
+def prefetch_line(typing_context, address):
+    """Prefetch the cache line at an address."""
 
     def generate(context, builder, signature, arguments):
         Code(builder).prefetch(arguments[0], write=0, locality=3)

@@ -6,7 +6,7 @@ from numba.core.types import UniTuple, int64, void
 
 from blocksparse_ops.kernels.numba.arrays import load
 from blocksparse_ops.kernels.numba.compile import Unit, kernel
-from blocksparse_ops.kernels.numba.memory import set_word, take
+from blocksparse_ops.kernels.numba.memory import set_word
 from blocksparse_ops.signature import (
     LARGEST,
     MOST_ROWS,
@@ -19,13 +19,14 @@ from blocksparse_ops.signature import (
     raise_fault,
 )
 
-# A record is (kind, which, first, second, value, size): see Signature.raise_fault.
+# A record is (fault, which, first, second, value, size): see Signature.raise_fault.
 FINE = (NO_FAULT, 0, 0, 0, 0, 0)
 
 FAULT = UniTuple(int64, len(FINE))
 
-# Where the indices stand among the arguments of either op.
-INPUT_INDEX, OUTPUT_INDEX = 3, 4
+# Where the indices stand among the arguments of either op. Not literals, for each of which Numba
+# would compile once more what it is handed to.
+INPUT_INDEX, OUTPUT_INDEX = np.int64(3), np.int64(4)
 
 
 @kernel
@@ -78,8 +79,8 @@ def check_index(index, argument, blocks):
         for second in range(index.shape[1]):
             value = index_value(index, first, second)
             if from_start(value, index.is_signed, blocks) < 0:
-                kind = SIGNED_INDEX if index.is_signed else UNSIGNED_INDEX
-                return (kind, argument, first, second, value, blocks)
+                fault = SIGNED_INDEX if index.is_signed else UNSIGNED_INDEX
+                return (fault, argument, first, second, value, blocks)
     return FINE
 
 
@@ -100,16 +101,14 @@ def check(sizes, equal_sizes, triples, inputIdx, iBlocks, outputIdx, oBlocks):
 
 
 @kernel
-def count_from_start(index, blocks, memory):
-    """A table of the checked indices of one argument, counted from the start, row after row."""
+def count_from_start(index, blocks, found):
+    """Fill a table: the checked indices of one argument, counted from the start, by example."""
     batch, window = index.shape
-    found = take(memory, batch * window)
-    for first in range(batch):
-        for second in range(window):
-            value = index_value(index, first, second)
+    for n in range(batch):
+        for position in range(window):
+            value = index_value(index, n, position)
             block = value + blocks if value < 0 else value
-            set_word(found, first * window + second, block)
-    return found
+            set_word(found, n * window + position, block)
 
 
 OPS = tuple(SIGNATURES)
@@ -121,5 +120,5 @@ def fail(op, fault):
         raise_fault(OPS[op], fault)
 
 
-FAIL = Unit(fail, lambda: void(int64, FAULT))
-call_fail = FAIL.call
+FAIL = Unit(fail, lambda _: void(int64, FAULT))
+ready_fail, call_fail = FAIL.ready, FAIL.call

@@ -18,8 +18,8 @@ def repeats(blocks, batch, window):
 def pattern_is_shared(p):
     """Whether all examples use the same blocks.
 
-    Then every block has the rows of all examples as it is, and sorting would only take time. If
-    not, to go block by block pays always: blocks are then read in the order in which they lie.
+    Every block in use then has all examples as its rows, and a plan would only cost time. Otherwise
+    going block by block, in the order of memory, always pays.
     """
     return repeats(p.input, p.batch, p.inputs) and repeats(p.output, p.batch, p.outputs)
 

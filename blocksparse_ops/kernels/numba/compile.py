@@ -1,21 +1,28 @@
 """How Numba kernels are compiled: most into their callers, some by themselves.
 
 Numba compiles a function once more into each function that calls it. The tiles, and what drives
-them, take seconds to compile. So they are units: compiled once for each type of scalar, put on
-PyTensor's disk cache, and called by a symbol, which every process sets to where its own copy lies.
+them, take seconds to compile. So they are units: compiled once for each type of scalar, when a call
+first needs them, put on PyTensor's disk cache, and called by address.
+
+The type of scalar is that of an argument named `like`, a number or a record, whose value does not
+matter; where one compilation does for all types, the number 0.
 """
 
-import inspect
+from ctypes import CFUNCTYPE, addressof, c_int64, c_void_p, cast
+from functools import partial
 from types import FunctionType
 
 import llvmlite.binding as llvm
 import numba
+from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 from pytensor.configdefaults import config
 from pytensor.link.numba.cache import CACHED_SRC_FUNCTIONS
 
 from blocksparse_ops.kernels.numba import version
+from blocksparse_ops.kernels.numba.records import scalar_of
+from blocksparse_ops.kernels.numba.vector import WORD, WORD_BYTES
 
 # Without fastmath: a reassociated sum has other bits in the rows that a vector loop leaves over.
 OPTIONS = {
@@ -27,73 +34,141 @@ OPTIONS = {
 
 kernel = numba.njit(forceinline=True, **OPTIONS)
 
+# What loads a function, by the address of its cell.
+LOADERS = {}
+
+
+@CFUNCTYPE(c_int64, c_int64)
+def load_function(cell):
+    """Load the function that this cell belongs to, and return 1.
+
+    A callback of ctypes, not of Numba, which would compile it anew in each process. It reports what
+    goes wrong by itself, and returns 0.
+    """
+    LOADERS[cell]()
+    return 1
+
+
+LOAD_FUNCTION = "blocksparse_load_function"
+llvm.add_symbol(LOAD_FUNCTION, cast(load_function, c_void_p).value)
+
+SCALARS = (types.float32, types.float64, types.int64)
+
 
 class Unit:
-    """A function that is compiled by itself.
+    """Functions of one signature, each compiled by itself when a call first needs it.
+
+    Their addresses stand in cells of this process, which compiled code knows by a symbol. A caller
+    makes sure by `ready` that a function is there: before threads start, since to compile takes
+    Python's global lock, which whoever waits for the threads holds.
 
     Parameters
     ----------
-    function : callable
+    functions : callable or sequence of callables
         What Numba compiles.
     signature : callable
-        From a Numba float to the signature for this type of scalar; from nothing, if it is one
-        for all.
-    uses : sequence of Unit
-        The units that it calls.
+        From a type of scalar to the signature for it.
     parallel : bool
         Whether its pranges run on threads.
     on_disk : bool
         Whether another process may use its code.
     """
 
-    def __init__(self, function, signature, *, uses=(), parallel=False, on_disk=True):
-        self.signature, self.uses = signature, uses
-        self.of_scalar = len(inspect.signature(signature).parameters) > 0
-        self.name = function.__name__ + "_parallel" * parallel
-        # What is on the disk is found by the function's key alone, so each needs its own function.
-        function = FunctionType(function.__code__, function.__globals__, self.name)
-        # In place of PyTensor's cache Numba would take its own, which sees one file change only.
+    def __init__(self, functions, signature, *, parallel=False, on_disk=True):
+        functions = [functions] if callable(functions) else functions
+        self.signature = signature
+        self.name = functions[0].__name__ + "_parallel" * parallel
         cache = on_disk and config.numba__cache
+        self.dispatchers = [
+            self._dispatcher(function, f"{self.name}_{which}", cache, parallel)
+            for which, function in enumerate(functions)
+        ]
+        self.cells = {scalar: self._make_cells(scalar) for scalar in SCALARS}
+        self.ready, self.call = self._make_ready(), self._make_call()
+
+    def _dispatcher(self, function, name, cache, parallel):
+        # On disk it is found by its key alone, and in a process by its qualified name.
+        function = FunctionType(
+            function.__code__, function.__globals__, name, None, function.__closure__
+        )
+        function.__qualname__ = name
+        # In place of PyTensor's cache Numba would take its own, which sees one file change only.
         if cache:
-            CACHED_SRC_FUNCTIONS[function] = f"{self.name}_{version()}"
-        self.dispatcher = numba.njit(function, cache=cache, parallel=parallel, **OPTIONS)
-        self.call = self._make_call()
+            CACHED_SRC_FUNCTIONS[function] = f"{name}_{version()}"
+        return numba.njit(function, cache=cache, parallel=parallel, **OPTIONS)
 
-    def symbol(self, scalar):
-        return f"blocksparse_{self.name}_{version()}" + f"_{scalar}" * self.of_scalar
+    def _make_cells(self, scalar):
+        cells = (c_int64 * len(self.dispatchers))()
+        llvm.add_symbol(self._symbol(scalar), addressof(cells))
+        for which in range(len(cells)):
+            LOADERS[addressof(cells) + which * WORD_BYTES] = partial(self.load, scalar, which)
+        return cells
 
-    def _signature_of(self, scalar):
-        return self.signature(scalar) if self.of_scalar else self.signature()
+    def _symbol(self, scalar):
+        return f"blocksparse_{self.name}_{version()}_{scalar}"
 
-    def load(self, scalar):
-        """Compile it for this type of scalar, or take it from the disk, and set its symbol."""
-        for unit in self.uses:
-            unit.load(scalar)
-        signature = self._signature_of(scalar)
-        self.dispatcher.compile(signature)
-        compiled = self.dispatcher.overloads[signature.args]
-        address = compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
-        llvm.add_symbol(self.symbol(scalar), address)
+    def load(self, scalar, which):
+        """Compile a function, or take it from the disk, and set its cell."""
+        signature, dispatcher = self.signature(scalar), self.dispatchers[which]
+        dispatcher.compile(signature)
+        compiled = dispatcher.overloads[signature.args]
+        name = compiled.fndesc.llvm_func_name
+        self.cells[scalar][which] = compiled.library.get_pointer_to_function(name)
+
+    def _cell(self, builder, scalar, which):
+        """The address of the cell of a function."""
+        symbol = self._symbol(scalar)
+        cells = builder.module.globals.get(symbol)
+        cells = cells or ir.GlobalVariable(builder.module, WORD, symbol)
+        return builder.gep(cells, [which])
+
+    def _call(self, context, builder, scalar, which, arguments):
+        signature, convention = self.signature(scalar), context.call_conv
+        function_type = convention.get_function_type(signature.return_type, signature.args)
+        address = builder.load(self._cell(builder, scalar, which))
+        status, result = convention.call_function(
+            builder,
+            builder.inttoptr(address, function_type.as_pointer()),
+            signature.return_type,
+            signature.args,
+            arguments,
+        )
+        with cgutils.if_unlikely(builder, status.is_error):
+            convention.return_status_propagate(builder, status)
+        return result
+
+    def _make_ready(self):
+        @intrinsic
+        def ready(typing_context, like, which):
+            """Make sure that a function is there for the type of scalar of `like`."""
+
+            def generate(context, builder, _, values):
+                cell = self._cell(builder, scalar_of(like), values[1])
+                load_type = ir.FunctionType(WORD, [WORD])
+                load = cgutils.get_or_insert_function(builder.module, load_type, LOAD_FUNCTION)
+                with cgutils.if_unlikely(builder, cgutils.is_null(builder, builder.load(cell))):
+                    loaded = builder.call(load, [builder.ptrtoint(cell, WORD)])
+                    with cgutils.if_unlikely(builder, cgutils.is_null(builder, loaded)):
+                        message = (f"{self.name} could not be compiled: see what was reported",)
+                        context.call_conv.return_user_exc(builder, RuntimeError, message)
+                return context.get_dummy_value()
+
+            return types.void(like, types.int64), generate
+
+        return ready
 
     def _make_call(self):
         @intrinsic
-        def call(typing_context, scalar, arguments):
-            """Call the unit for the type of `scalar` with a tuple of arguments."""
-            signature = self._signature_of(scalar)
+        def call(typing_context, like, which, arguments):
+            """Call a function for the type of scalar of `like` with a tuple of arguments."""
+            scalar = scalar_of(like)
+            signature = self.signature(scalar)
 
             def generate(context, builder, _, values):
-                convention = context.call_conv
-                kind = convention.get_function_type(signature.return_type, signature.args)
-                symbol = self.symbol(scalar)
-                function = cgutils.get_or_insert_function(builder.module, kind, symbol)
-                arguments = cgutils.unpack_tuple(builder, values[1])
-                status, result = convention.call_function(
-                    builder, function, signature.return_type, signature.args, arguments
-                )
-                with cgutils.if_unlikely(builder, status.is_error):
-                    convention.return_status_propagate(builder, status)
-                return result
+                arguments = cgutils.unpack_tuple(builder, values[2])
+                return self._call(context, builder, scalar, values[1], arguments)
 
-            return signature.return_type(scalar, types.Tuple(signature.args)), generate
+            arguments = types.Tuple(signature.args)
+            return signature.return_type(like, types.int64, arguments), generate
 
         return call

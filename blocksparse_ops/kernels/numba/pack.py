@@ -1,4 +1,4 @@
-"""Blocks whose rows cannot be read as vectors where they lie, copied into a panel."""
+"""Packing: panels whose rows are not contiguous, copied into scratch where they are."""
 
 from collections import namedtuple
 
@@ -9,7 +9,8 @@ from numba.extending import intrinsic
 from blocksparse_ops.kernels.numba.arrays import load, store
 from blocksparse_ops.kernels.numba.compile import Unit, kernel
 from blocksparse_ops.kernels.numba.panel import TILE_VECTORS, lanes_of, size_of
-from blocksparse_ops.kernels.numba.prefetch import fetch_some
+from blocksparse_ops.kernels.numba.prefetch import PREFETCH, issue_prefetch
+from blocksparse_ops.kernels.numba.records import RecordType, scalar_of
 from blocksparse_ops.kernels.numba.vector import (
     WORD,
     Code,
@@ -25,9 +26,8 @@ PIECE_BYTES = 16
 class Square:
     """A square of `lanes` by `lanes` elements, transposed: to[k][n] = from[n][k].
 
-    Pieces of 16 bytes are moved to their place while they are loaded, which costs no shuffle;
-    inside of pieces, lanes change places between vectors in rounds, one for each bit of their
-    number.
+    Pieces of 128 bits are loaded in order, which costs no shuffle. Inside of pieces, vectors
+    exchange lanes by shuffles, in a round for each bit of a lane's number.
     """
 
     def __init__(self, code, scalar, lanes):
@@ -48,10 +48,10 @@ class Square:
             self.code.store(row, self.code.offset(to, k, to_step), align=self.size)
 
     def _gather(self, corner, first, step):
-        """Pieces that lie apart, side by side."""
-        kind = ir.VectorType(self.scalar, self.piece)
+        """Pieces a step of rows from each other, as one vector."""
+        vector = ir.VectorType(self.scalar, self.piece)
         pieces = [
-            self.code.load(self.code.offset(corner, n, step), kind, align=self.size)
+            self.code.load(self.code.offset(corner, n, step), vector, align=self.size)
             for n in range(first, self.lanes, self.piece)
         ]
         while len(pieces) > 1:
@@ -78,11 +78,12 @@ class Square:
 class Transpose:
     """to[k][n] = from[n][k], in squares of so many lanes; the last overlap those before them."""
 
-    NAMES = ("start", "step", "depth", "columns", "to", "to_step", "fetching")
+    NAMES = ("start", "step", "depth", "columns", "to", "to_step", "prefetch")
 
     def __init__(self, module, scalar, lanes):
-        kind = ir.FunctionType(ir.VoidType(), [WORD] * len(self.NAMES))
-        self.function = ir.Function(module, kind, f"transpose_{llvm_scalar(scalar)}_{lanes}")
+        function_type = ir.FunctionType(ir.VoidType(), [WORD] * len(self.NAMES))
+        name = f"transpose_{llvm_scalar(scalar)}_{lanes}"
+        self.function = ir.Function(module, function_type, name)
         self.function.linkage = "internal"
         for name, argument in zip(self.NAMES, self.function.args, strict=True):
             setattr(self, name, argument)
@@ -110,7 +111,7 @@ class Transpose:
             target = builder.add(self.to, builder.mul(n, size))
 
             def one_square(k, _):
-                fetch_some(self.code, self.fetching)
+                issue_prefetch(self.code, self.prefetch)
                 k = self.code.smaller(k, builder.sub(self.depth, lanes))
                 corner = builder.add(source, builder.mul(k, size))
                 to = builder.add(target, builder.mul(k, self.to_step))
@@ -124,34 +125,38 @@ class Transpose:
 
 
 @intrinsic
-def run_transpose(typing_context, scale, arguments):
-    """Transpose elements of the type of `scale`."""
+def run_transpose(typing_context, arguments):
+    """Transpose elements of the type of scalar of the last argument, a record."""
+    scalar = scalar_of(arguments[-1])
 
     def generate(context, builder, signature, values):
-        transpose = Transpose(builder.module, scale, full_lanes(scale))
-        builder.call(transpose.function, cgutils.unpack_tuple(builder, values[1]))
+        transpose = Transpose(builder.module, scalar, full_lanes(scalar))
+        builder.call(transpose.function, cgutils.unpack_tuple(builder, values[0]))
         return context.get_dummy_value()
 
-    return types.void(scale, arguments), generate
+    return types.void(arguments), generate
 
 
-def transpose(start, step, depth, columns, to, to_step, fetching, scale):
+def transpose(start, step, depth, columns, to, to_step, prefetch):
     """to[k][n] = from[n][k] for k < depth, n < columns: addresses, and steps in bytes."""
-    run_transpose(scale, (start, step, depth, columns, to, to_step, fetching))
+    run_transpose((start, step, depth, columns, to, to_step, prefetch))
 
 
-TRANSPOSE = Unit(transpose, lambda scalar: types.void(*[types.int64] * 7, scalar))
-call_transpose = TRANSPOSE.call
+TRANSPOSE = Unit(
+    transpose, lambda scalar: types.void(*[types.int64] * 6, RecordType(PREFETCH, scalar))
+)
+ready_transpose, call_transpose = TRANSPOSE.ready, TRANSPOSE.call
 
-# Where row k of a panel starts, its elements side by side, and the step to the next one.
+# The right operand, row by row: the elements of a row are contiguous.
 Right = namedtuple("Right", "start step")
 
 
 @intrinsic
-def copy_vectors(typing_context, start, count, to, scale):
+def copy_vectors(typing_context, start, count, to, like):
     """to[n] = from[n], of elements for one vector at least. The last one overlaps others."""
-    size, lanes = bytes_of(scale), full_lanes(scale)
-    kind = ir.VectorType(llvm_scalar(scale), lanes)
+    scalar = scalar_of(like)
+    size, lanes = bytes_of(scalar), full_lanes(scalar)
+    vector_type = ir.VectorType(llvm_scalar(scalar), lanes)
 
     def generate(context, builder, signature, arguments):
         start, count, to, _ = arguments
@@ -160,12 +165,12 @@ def copy_vectors(typing_context, start, count, to, scale):
 
         def copy(n, _):
             offset = builder.mul(n, word(size))
-            vector = code.load(builder.add(start, offset), kind, align=size)
+            vector = code.load(builder.add(start, offset), vector_type, align=size)
             code.store(vector, builder.add(to, offset), align=size)
             return []
 
         def copy_first(vectors):
-            """Straight on, as many as the widest panel has."""
+            """Without a loop, as many as the widest panel has."""
             copy(word((vectors - 1) * lanes), None)
             if vectors < TILE_VECTORS:
                 more = builder.icmp_signed(">", last, word(vectors * lanes))
@@ -178,35 +183,40 @@ def copy_vectors(typing_context, start, count, to, scale):
         copy(last, None)
         return context.get_dummy_value()
 
-    return types.void(start, count, to, scale), generate
+    return types.void(start, count, to, like), generate
 
 
 @kernel
-def copy_elements(start, step, count, to, scale):
-    """to[n] = from[n], the latter a step apart."""
-    size = size_of(scale)
-    if step == size and count >= lanes_of(scale):
-        copy_vectors(start, count, to, scale)
+def copy_strided(start, step, count, to, like):
+    """to[n] = from[n], the latter strided."""
+    for n in range(count):
+        store(to + n * size_of(like), load(start + n * step, like))
+
+
+@kernel
+def copy_elements(start, step, count, to, like):
+    """to[n] = from[n], the latter strided; by vectors if it is contiguous."""
+    if step == size_of(like) and count >= lanes_of(like):
+        copy_vectors(start, count, to, like)
     else:
-        for n in range(count):
-            store(to + n * size, load(start + n * step, scale))
+        copy_strided(start, step, count, to, like)
 
 
 @kernel
-def by_rows(corner, row_step, column_step, depth, panel, scratch, fetching, scale):
-    """Make a matrix of which the elements lie any two steps apart readable by rows.
+def pack_if_strided(corner, row_step, column_step, depth, panel, packed, prefetch):
+    """A panel of a matrix of any two strides, as a tile reads it.
 
-    Where it lies if the elements of a row are adjacent, else in the scratch.
+    In place if its rows are contiguous, else packed.
     """
-    size = size_of(scale)
+    size = size_of(prefetch)
     if column_step == size:
         return Right(corner, row_step)
     to_step = panel.width * size
     if row_step == size:
-        arguments = (corner, column_step, depth, panel.columns, scratch, to_step, fetching, scale)
-        call_transpose(scale, arguments)
+        arguments = (corner, column_step, depth, panel.columns, packed, to_step, prefetch)
+        call_transpose(prefetch, 0, arguments)
     else:
         for k in range(depth):
             start = corner + k * row_step
-            copy_elements(start, column_step, panel.columns, scratch + k * to_step, scale)
-    return Right(scratch, to_step)
+            copy_strided(start, column_step, panel.columns, packed + k * to_step, prefetch)
+    return Right(packed, to_step)

@@ -6,7 +6,7 @@ from blocksparse_ops.kernels.numba.compile import kernel
 
 
 @kernel
-def plain_gemv(out, W, h, inputIdx, outputIdx):
+def plain_gemv(out, W, h, inputIdx, outputIdx, one):
     """out[n, w] += sum_v h[n, v] @ W[inputIdx[n, v], outputIdx[n, w]]"""
     for n in range(h.shape[0]):
         for w in range(out.shape[1]):

@@ -1,32 +1,38 @@
 """The (example, input, output) triples sorted by the block that they use."""
 
-from collections import namedtuple
-
-from numba.core.types import NamedUniTuple, int64
+import numpy as np
+from numba.core.types import int64, void
 from numba.extending import intrinsic
 
 from blocksparse_ops.kernels.numba.compile import Unit, kernel
 from blocksparse_ops.kernels.numba.memory import (
+    fill_zeros,
     row_at,
     set_row,
     set_word,
     take,
-    take_zeros,
+    take_rows,
     word_at,
-    words_of_rows,
 )
+from blocksparse_ops.kernels.numba.records import Record
 from blocksparse_ops.kernels.numba.vector import word
 
-# One of the two index arrays: a table of its blocks, row after row.
-Side = namedtuple("Side", "blocks_of_rows rows window blocks")
+# One of the two index arrays: the block of each row. Row n * window + v is example n's, of 32 bits,
+# since a plan's cost is to write its triples and to read them. Then, for the plan: bitmaps of the
+# blocks in use and how many of them stand before each word; the rank of each row's block among
+# them, so that a block that is not in use costs a bit; and where the next entry of each rank goes.
+SIDE = Record(
+    "Side", "blocks_of_rows rows window blocks bitmaps used before ranks rank_of_rows following"
+)
 
-# Group g is a block, named by its number on either side. It joins the rows of either side in
-# triples start[g] to start[g + 1]. A row is an example and a position in its window, example *
-# window + position, of 32 bits: a plan's cost is to write and to read its triples. All are tables.
-Plan = namedtuple("Plan", "groups start block triple")
+# Group g is a block in use, by its numbers on both sides. It multiplies the rows of triples
+# start[g] to start[g + 1]. `order` has the second side's rows by their rank.
+PLAN = Record("Plan", "groups order triple start block", first=SIDE, second=SIDE)
 
-# The blocks in use numbered in their order, so that those that are not cost next to nothing.
-Ranks = namedtuple("Ranks", "count of_rows")
+plan_at = PLAN.at
+
+# Sides, and a number of entries. Not literals, for which Numba would compile once more.
+FIRST, SECOND, ONE = np.int64(0), np.int64(1), np.int64(1)
 
 COPIES = 4
 
@@ -53,25 +59,40 @@ def row_of(plan, t, side):
 
 
 @kernel
-def plan_words(first, second):
-    """The memory that make_plan takes."""
+def set_side(side, rows, window, blocks):
+    side.rows, side.window, side.blocks = rows, window, blocks
+
+
+@kernel
+def take_plan(plan, memory):
+    """All tables that make_plan fills."""
+    first, second = plan.first, plan.second
     triples = first.rows * second.window
     if triples > MOST_TRIPLES:
         raise MemoryError
+    take_side(first, memory)
+    take_side(second, memory)
+    plan.order = take_rows(memory, second.rows)
+    plan.triple = take(memory, triples)
     groups = most_groups(triples, first.blocks, second.blocks)
-    return ranking_words(first) + ranking_words(second) + second.rows + triples + 3 * groups + 1
+    plan.start = take(memory, groups + 1)
+    plan.block = take(memory, 2 * groups)
 
 
 @kernel
-def ranking_words(side):
-    return (COPIES + 2) * (side.blocks // 64 + 1) + 2 * side.rows
+def take_side(side, memory):
+    words = side.blocks // 64 + 1
+    side.bitmaps = take(memory, COPIES * words)
+    side.used, side.before = take(memory, words), take(memory, words)
+    side.rank_of_rows = take_rows(memory, side.rows)
+    side.following = take(memory, min(side.rows, side.blocks))
 
 
 @kernel
-def most_groups(triples, ranks, minor_ranks):
-    """How many blocks are in use at the most. The product of the ranks may overflow."""
-    of_each = max(min(triples, minor_ranks), 1)
-    return triples if triples // of_each < ranks else ranks * of_each
+def most_groups(triples, blocks, other_blocks):
+    """How many blocks are in use at the most. The product of the blocks may overflow."""
+    of_each = max(min(triples, other_blocks), 1)
+    return triples if triples // of_each < blocks else blocks * of_each
 
 
 @intrinsic
@@ -108,131 +129,114 @@ def bits_of(typing_context, bits):
 
 
 @kernel
-def mark_used(side, memory):
-    """A bit for each block that a row uses."""
-    # In several copies: setting bits of one word one after the other waits for each.
+def mark_used(side):
+    """Set a bit for each block that a row uses."""
+    # Four bitmaps in turn: an update of a word waits for the store of the one before.
     words = side.blocks // 64 + 1
-    copies = take_zeros(memory, COPIES * words)
+    fill_zeros(side.bitmaps, COPIES * words)
     for row in range(side.rows):
         block = word_at(side.blocks_of_rows, row)
         at = block // 64 * COPIES + row % COPIES
-        set_word(copies, at, with_bit(word_at(copies, at), block))
-    used = take(memory, words)
+        set_word(side.bitmaps, at, with_bit(word_at(side.bitmaps, at), block))
     for at in range(words):
         bits = 0
         for copy in range(COPIES):
-            bits |= word_at(copies, at * COPIES + copy)
-        set_word(used, at, bits)
-    return used
+            bits |= word_at(side.bitmaps, at * COPIES + copy)
+        set_word(side.used, at, bits)
 
 
 @kernel
-def rank_blocks(side, memory):
-    words = side.blocks // 64 + 1
-    used = mark_used(side, memory)
-    before = take(memory, words)
+def rank_blocks(side):
+    mark_used(side)
     count = 0
-    for at in range(words):
-        set_word(before, at, count)
-        count += bits_of(word_at(used, at))
-    of_rows = take(memory, words_of_rows(side.rows))
+    for at in range(side.blocks // 64 + 1):
+        set_word(side.before, at, count)
+        count += bits_of(word_at(side.used, at))
+    side.ranks = count
     for row in range(side.rows):
         block = word_at(side.blocks_of_rows, row)
         at = block // 64
-        set_row(of_rows, row, word_at(before, at) + bits_below(word_at(used, at), block))
-    return Ranks(count, of_rows)
+        rank = word_at(side.before, at) + bits_below(word_at(side.used, at), block)
+        set_row(side.rank_of_rows, row, rank)
 
 
 @kernel
-def starts(ranks, rows, entries, memory):
+def start_ranks(side, entries):
     """Where each rank's entries start if each of its rows has `entries` of them."""
-    following = take_zeros(memory, ranks.count)
-    for row in range(rows):
-        rank = row_at(ranks.of_rows, row)
-        set_word(following, rank, word_at(following, rank) + entries)
+    fill_zeros(side.following, side.ranks)
+    for row in range(side.rows):
+        rank = row_at(side.rank_of_rows, row)
+        set_word(side.following, rank, word_at(side.following, rank) + entries)
     total = 0
-    for rank in range(ranks.count):
-        count = word_at(following, rank)
-        set_word(following, rank, total)
+    for rank in range(side.ranks):
+        count = word_at(side.following, rank)
+        set_word(side.following, rank, total)
         total += count
-    return following
 
 
 @kernel
-def next_entry(following, rank):
-    """The place of the next entry of a rank, which it takes."""
-    place = word_at(following, rank)
-    set_word(following, rank, place + 1)
-    return place
+def next_entry(side, row):
+    """Where the next entry of a row's rank goes; the one after it goes behind it."""
+    rank = row_at(side.rank_of_rows, row)
+    entry = word_at(side.following, rank)
+    set_word(side.following, rank, entry + 1)
+    return entry
 
 
 @kernel
-def sort_rows(ranks, rows, memory):
-    """Rows in the order of their rank, equal ranks in the order in which they stand."""
-    following = starts(ranks, rows, 1, memory)
-    order = take(memory, words_of_rows(rows))
-    for row in range(rows):
-        set_row(order, next_entry(following, row_at(ranks.of_rows, row)), row)
-    return order
+def sort_triples(plan):
+    """A counting sort in two passes, by the second side's block, then by the first's.
 
-
-@kernel
-def sort_triples(first, second, ranks, order, triple, memory):
-    """A counting sort in two passes, by the second side's block and then, stably, by the first's.
-
-    Returns where those of each rank of the first side end.
+    Both are stable: a row's triples stay in the order of its window, however often and wherever a
+    block is named. `following` of the first side is then where the triples of each rank end.
     """
-    following = starts(ranks, first.rows, second.window, memory)
+    first, second = plan.first, plan.second
+    start_ranks(second, ONE)
+    for row in range(second.rows):
+        set_row(plan.order, next_entry(second, row), row)
+    start_ranks(first, second.window)
     for position in range(second.rows):
-        minor = row_at(order, position)
+        minor = row_at(plan.order, position)
         begin = minor // second.window * first.window
         for row in range(begin, begin + first.window):
-            t = next_entry(following, row_at(ranks.of_rows, row))
-            set_row(triple, 2 * t, row)
-            set_row(triple, 2 * t + 1, minor)
-    return following
+            t = next_entry(first, row)
+            set_row(plan.triple, 2 * t, row)
+            set_row(plan.triple, 2 * t + 1, minor)
 
 
 @kernel
-def group(start, triple, ends, count, minor_ranks):
-    """Cut the sorted triples into runs of one block, and return their number.
-
-    `ends` has where the triples of each of `count` ranks of the first side end.
-    """
+def group_triples(plan):
+    """Cut the sorted triples into runs of one block."""
+    start, triple, ranks = plan.start, plan.triple, plan.second.rank_of_rows
     t = 0
     groups = 0
     set_word(start, 0, 0)
-    for rank in range(count):
-        end = word_at(ends, rank)
+    for rank in range(plan.first.ranks):
+        end = word_at(plan.first.following, rank)
         last = -1
         while t < end:
-            minor = row_at(minor_ranks.of_rows, row_at(triple, 2 * t + 1))
-            # No branch: where a run ends cannot be foretold.
+            minor = row_at(ranks, row_at(triple, 2 * t + 1))
+            # Without a branch, which would be mispredicted: where runs end follows no pattern.
             groups += minor != last
             set_word(start, groups, t + 1)
             last = minor
             t += 1
-    return groups
+    plan.groups = groups
 
 
-def make_plan(first, second, memory):
-    """A plan of O(triples) cost, and a bit for each block."""
-    triples = first.rows * second.window
-    ranks, minor_ranks = rank_blocks(first, memory), rank_blocks(second, memory)
-    order = sort_rows(minor_ranks, second.rows, memory)
-    triple = take(memory, triples)
-    ends = sort_triples(first, second, ranks, order, triple, memory)
-    most = most_groups(triples, ranks.count, minor_ranks.count)
-    start = take(memory, most + 1)
-    groups = group(start, triple, ends, ranks.count, minor_ranks)
-    block = take(memory, 2 * groups)
-    for g in range(groups):
-        t = word_at(start, g)
-        set_word(block, 2 * g, word_at(first.blocks_of_rows, row_at(triple, 2 * t)))
-        set_word(block, 2 * g + 1, word_at(second.blocks_of_rows, row_at(triple, 2 * t + 1)))
-    return Plan(groups, start, block, triple)
+def make_plan(address):
+    """Fill a plan of which the sides are known: at O(triples) cost, and a bit for each block."""
+    plan = plan_at(address, 0, address)
+    rank_blocks(plan.first)
+    rank_blocks(plan.second)
+    sort_triples(plan)
+    group_triples(plan)
+    for g in range(plan.groups):
+        t = first_triple(plan, g)
+        first, second = row_of(plan, t, FIRST), row_of(plan, t, SECOND)
+        set_word(plan.block, 2 * g, word_at(plan.first.blocks_of_rows, first))
+        set_word(plan.block, 2 * g + 1, word_at(plan.second.blocks_of_rows, second))
 
 
-PLAN, SIDE = NamedUniTuple(int64, 4, Plan), NamedUniTuple(int64, 4, Side)
-MAKE_PLAN = Unit(make_plan, lambda: PLAN(SIDE, SIDE, int64))
-call_make_plan = MAKE_PLAN.call
+MAKE_PLAN = Unit(make_plan, lambda _: void(int64))
+ready_make_plan, call_make_plan = MAKE_PLAN.ready, MAKE_PLAN.call

@@ -1,71 +1,71 @@
-"""Rows of memory that are needed next, asked for a few lines at a time beside the products.
+"""Prefetches rows of memory into L2, a few cache lines at a time between the products.
 
-Rows without a gap are one long row, of which all quarters are asked for side by side: the machine's
-own fetching follows each place that is read on and on, and so brings more.
+A contiguous region is prefetched in quarters at once: the hardware prefetcher follows each as a
+stream and runs ahead of it. Of rows with gaps, four lines are prefetched at once, a tile's row.
 """
 
 from collections import namedtuple
 
 from blocksparse_ops.kernels.numba.compile import kernel
-from blocksparse_ops.kernels.numba.memory import set_word
 from blocksparse_ops.kernels.numba.panel import ceil_div
-from blocksparse_ops.kernels.numba.vector import WORD, word
+from blocksparse_ops.kernels.numba.records import Record
+from blocksparse_ops.kernels.numba.vector import word
 
 LINE = 64
-PLACES = 4  # a tile's row, if rows have gaps
+STREAMS = 4
 
 # Rows of so many bytes, a step apart.
 Region = namedtuple("Region", "start rows bytes step")
 
 NOTHING = Region(0, 0, 0, 0)
 
-# A record of what is still to be asked for, a word each: the row that is being asked for, how many
-# are left, how far apart places are, how far it goes on at each look, and where in the row it is.
-FIELDS = ("row", "rows", "bytes", "step", "apart", "advance", "at", "looks")
-RECORD_BYTES = 8 * len(FIELDS)
+# What is still to be prefetched: the current row and how many are left, their bytes and step; how
+# far apart streams are, how far each advances in a round; where in the row the next round starts,
+# and the rounds of a call of issue_prefetch.
+PREFETCH = Record("Prefetch", "row rows bytes step stream_step round_step at rounds")
 
 
 @kernel
-def start_fetching(record, region, times):
-    """Make a record of a region, of which all is asked for in `times` calls of fetch_some."""
+def spread_prefetch(prefetch, region, calls):
+    """Spread a region over so many calls of issue_prefetch."""
+    prefetch.row, prefetch.step, prefetch.at = region.start, region.step, 0
     if region.step == region.bytes or region.rows == 1:
-        row_bytes = apart = ceil_div(region.rows * region.bytes, PLACES)
-        rows, advance, looks = min(region.rows, 1), LINE, ceil_div(row_bytes, LINE)
+        row_bytes = ceil_div(region.rows * region.bytes, STREAMS)
+        prefetch.rows, prefetch.bytes = min(region.rows, 1), row_bytes
+        prefetch.stream_step, prefetch.round_step = row_bytes, LINE
+        rounds = ceil_div(row_bytes, LINE)
     else:
-        row_bytes, apart, rows, advance = region.bytes, LINE, region.rows, PLACES * LINE
-        looks = rows * ceil_div(row_bytes, PLACES * LINE)
-    # Few need no division.
-    looks = min(looks, 1) if looks <= times else ceil_div(looks, max(times, 1))
-    words = (region.start, rows, row_bytes, region.step, apart, advance, 0, looks)
-    for position in range(len(words)):
-        set_word(record, position, words[position])
+        prefetch.rows, prefetch.bytes = region.rows, region.bytes
+        prefetch.stream_step, prefetch.round_step = LINE, STREAMS * LINE
+        rounds = region.rows * ceil_div(region.bytes, STREAMS * LINE)
+    # Most often it is one or none, and needs no division.
+    prefetch.rounds = min(rounds, 1) if rounds <= calls else ceil_div(rounds, max(calls, 1))
 
 
-def fetch_some(code, record):
-    """Write the code that asks for the next few lines of a record."""
+def issue_prefetch(code, prefetch):
+    """Write the code that prefetches the next few lines."""
     builder = code.builder
-    place = {name: builder.add(record, word(8 * k)) for k, name in enumerate(FIELDS)}
-    value = {name: code.load(place[name], WORD, align=8) for name in FIELDS}
+    value = {field: PREFETCH.load(code, prefetch, field) for field in PREFETCH.fields}
 
-    def some_left(row, rows, at, looks):
-        return builder.and_(*(builder.icmp_signed(">", n, word(0)) for n in (rows, looks)))
+    def some_left(row, rows, at, rounds):
+        return builder.and_(*(builder.icmp_signed(">", n, word(0)) for n in (rows, rounds)))
 
-    def look(row, rows, at, looks):
-        here = builder.add(row, at)
-        for _ in range(PLACES):
-            code.prefetch(here, write=0, locality=2)
-            here = builder.add(here, value["apart"])
-        at = builder.add(at, value["advance"])
+    def issue_round(row, rows, at, rounds):
+        line = builder.add(row, at)
+        for _ in range(STREAMS):
+            code.prefetch(line, write=0, locality=2)
+            line = builder.add(line, value["stream_step"])
+        at = builder.add(at, value["round_step"])
         over = builder.icmp_signed(">=", at, value["bytes"])
         return [
             builder.select(over, builder.add(row, value["step"]), row),
             builder.select(over, builder.sub(rows, word(1)), rows),
             builder.select(over, word(0), at),
-            builder.sub(looks, word(1)),
+            builder.sub(rounds, word(1)),
         ]
 
     changing = ("row", "rows", "at")
-    state = [value[name] for name in (*changing, "looks")]
-    *state, _ = code.while_loop(state, some_left, look)
-    for name, new in zip(changing, state, strict=True):
-        code.store(new, place[name], align=8)
+    state = [value[field] for field in (*changing, "rounds")]
+    *state, _ = code.while_loop(state, some_left, issue_round)
+    for field, new in zip(changing, state, strict=True):
+        PREFETCH.store(code, prefetch, field, new)

@@ -1,49 +1,61 @@
-"""The memory that a thread works in: one panel, and the tables that tiles read."""
+"""The scratch of a thread: a packed panel, and the tables that tiles read."""
 
 from collections import namedtuple
 
 from blocksparse_ops.kernels.numba.compile import kernel
-from blocksparse_ops.kernels.numba.panel import lanes_of, scratch_elements, size_of
-from blocksparse_ops.kernels.numba.tile import MOST_ADDRESSES, TASK_BYTES
+from blocksparse_ops.kernels.numba.memory import new_memory, take
+from blocksparse_ops.kernels.numba.panel import packed_bytes
+from blocksparse_ops.kernels.numba.tile import FACTOR, MOST_ADDRESSES, TASK
+from blocksparse_ops.kernels.numba.vector import WORD_BYTES
 
-# Addresses: of a panel, of tables for rows of the left operand and of the output, of a task, and of
-# what else a kernel keeps.
-Scratch = namedtuple("Scratch", "panel left to task more")
+# Tables of addresses for rows of the left operand and of the output, a task, a table of factors.
+Scratch = namedtuple("Scratch", "packed left to task factors more")
 
-# The machine fetches ahead beyond a thread's part: there must not be another thread's. To begin on
-# a page makes a small product slower, and one thread needs not.
+TASK_WORDS, FACTOR_WORDS = TASK.words, FACTOR.words
+task_at, factor_at = TASK.at, FACTOR.at
+
+# The hardware prefetcher runs beyond a thread's scratch: there must not be another thread's. To
+# begin on a page makes a small product slower, and one thread needs not.
 LINE, PAGE = 128, 4096
-TABLE_BYTES = 8 * MOST_ADDRESSES
-TABLES_BYTES = 2 * TABLE_BYTES + TASK_BYTES
 
 
 @kernel
-def panel_bytes(scale):
-    return scratch_elements(lanes_of(scale)) * size_of(scale)
+def take_scratch(memory, factors, more, like):
+    """A scratch with so many factors, and so many bytes more."""
+    packed = take(memory, packed_bytes(like) // WORD_BYTES)
+    left, to = take(memory, MOST_ADDRESSES), take(memory, MOST_ADDRESSES)
+    task = task_at(take(memory, TASK_WORDS), 0, like)
+    table = take(memory, factors * FACTOR_WORDS)
+    return Scratch(packed, left, to, task, table, take(memory, more // WORD_BYTES))
 
 
 @kernel
-def unit_of(threads):
-    return LINE if threads == 1 else PAGE
+def align(number, unit):
+    return (number + unit - 1) // unit * unit
 
 
 @kernel
-def bytes_of_thread(threads, more, scale):
-    needed = panel_bytes(scale) + TABLES_BYTES + more
-    return (needed + 2 * unit_of(threads) - 1) // unit_of(threads) * unit_of(threads)
+def thread_bytes(threads, factors, more, like):
+    """From one thread's scratch to the next one's."""
+    memory = new_memory(like)
+    memory.free = 0
+    take_scratch(memory, factors, more, like)
+    unit = LINE if threads == 1 else PAGE
+    return align(memory.free + unit, unit)
 
 
 @kernel
-def scratch_words(threads, more, scale):
-    """The memory for so many threads, with so many bytes more for each."""
-    return (unit_of(threads) + threads * bytes_of_thread(threads, more, scale)) // 8
+def take_scratches(memory, threads, factors, more, like):
+    """A table for so many threads."""
+    unit = LINE if threads == 1 else PAGE
+    words = (unit + threads * thread_bytes(threads, factors, more, like)) // WORD_BYTES
+    return take(memory, words)
 
 
 @kernel
-def scratch_of(table, thread, threads, more, scale):
-    """The part of one thread of a table of scratch_words."""
-    first = (table + unit_of(threads) - 1) // unit_of(threads) * unit_of(threads)
-    panel = first + thread * bytes_of_thread(threads, more, scale)
-    left = panel + panel_bytes(scale)
-    to = left + TABLE_BYTES
-    return Scratch(panel, left, to, to + TABLE_BYTES, left + TABLES_BYTES)
+def scratch_of(table, thread, threads, factors, more, like):
+    """The scratch of one thread of a table of take_scratches."""
+    memory = new_memory(like)
+    memory.free = align(table, LINE if threads == 1 else PAGE)
+    memory.free += thread * thread_bytes(threads, factors, more, like)
+    return take_scratch(memory, factors, more, like)

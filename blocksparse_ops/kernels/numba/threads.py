@@ -32,13 +32,20 @@ def most_threads():
 
 
 @kernel
-def one_thread(scalar, arguments):
-    """What stands for `call_most_threads` if OpenMP is off."""
+def one_thread():
+    """What stands for `threads_allowed` if OpenMP is off."""
     return 1
 
 
-MOST_THREADS = Unit(most_threads, lambda: int64(), on_disk=False)
-call_most_threads = MOST_THREADS.call
+MOST_THREADS = Unit(most_threads, lambda _: int64(), on_disk=False)
+ready_most_threads, call_most_threads = MOST_THREADS.ready, MOST_THREADS.call
+
+
+@kernel
+def threads_allowed():
+    ready_most_threads(0, 0)
+    return call_most_threads(0, 0, ())
+
 
 # A forked child inherits no threads, and GNU OpenMP ends one that uses its own.
 if hasattr(os, "register_at_fork"):

@@ -1,51 +1,56 @@
-"""The register tile: a few rows by a few vectors, summed over a depth, added to the output."""
+"""The micro-kernel: a register tile of a few rows by a few vectors, summed over a depth."""
 
 from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from blocksparse_ops.kernels.numba.arrays import store
 from blocksparse_ops.kernels.numba.compile import Unit, kernel
-from blocksparse_ops.kernels.numba.memory import set_word
 from blocksparse_ops.kernels.numba.panel import (
-    MOST_TILE_ROWS,
+    MOST_SHAPES,
     STRIP_DEPTH,
     TILE_VECTORS,
     ceil_div,
-    kinds,
+    panel_of,
+    shapes,
 )
-from blocksparse_ops.kernels.numba.prefetch import RECORD_BYTES, fetch_some
-from blocksparse_ops.kernels.numba.vector import WORD, Code, bytes_of, llvm_scalar, word
+from blocksparse_ops.kernels.numba.prefetch import PREFETCH, issue_prefetch
+from blocksparse_ops.kernels.numba.records import SCALAR, Record, RecordType
+from blocksparse_ops.kernels.numba.vector import (
+    WORD,
+    WORD_BYTES,
+    Code,
+    bytes_of,
+    llvm_scalar,
+    word,
+)
 
-# A factor is a panel of a block, and what to fetch while it is worked on: the address of its first
-# row, the step to the next one, and a record of prefetch.py, at so many bytes.
-RIGHT_STEP, FETCHING = 8, 16
-FACTOR_BYTES = FETCHING + RECORD_BYTES
+# A panel of a block, row by row, the elements of a row contiguous, and what to prefetch meanwhile.
+FACTOR = Record("Factor", "start step", prefetch=PREFETCH)
 
-# What a tile reads, a word each: tables of addresses, steps in bytes, the address of the factors.
-TASK = ("left", "to", "left_step", "left_block_step", "factors", "blocks", "depth", "to_step",
-        "columns", "scale")  # fmt: skip
-TASK_BYTES = 8 * len(TASK)
+# What a tile reads: tables of addresses, steps in bytes, a table of factors.
+TASK = Record(
+    "Task", "left to left_step left_block_step factors blocks depth to_step columns", scale=SCALAR
+)
 
-# Rows of the left operand and of the output, looked up together, ahead of the products, because
-# each look waits for memory.
-MOST_ADDRESSES = 64
+# Rows of the left operand and of the output that are looked up ahead of the products, so that their
+# cache misses overlap. A multiple of the rows of any tile.
+MOST_ADDRESSES = 48
 
 
 class Tile:
     """to[m][.] += scale * sum over blocks and k < depth of left[m][block, k] * right[block](k)[.]
 
-    One kind of panel and one number of rows: the loops over them are unrolled here, so that sums
-    stay in registers.
+    For one shape of panel and one number of rows: unrolled over rows and vectors, or the
+    accumulators would not stay in registers.
     """
 
-    def __init__(self, module, scalar, panel, rows):
+    def __init__(self, module, scalar, shape, rows):
         self.scalar_type = scalar
         self.scalar, self.size = llvm_scalar(scalar), bytes_of(scalar)
-        self.lanes, self.vectors, self.is_full, _ = panel
-        self.rows = rows
-        # As many sums beside each other as keep the multipliers busy with one row of one vector:
-        # the same for every number of rows, so that a row's sum is taken in the same order in each.
+        self.lanes, self.vectors, self.is_full, self.rows = *shape[:3], rows
+        # Independent accumulators of an element, by k modulo `chains`, for narrow panels to hide
+        # the latency of the FMA. A power of two, for _join_chains. The same for every number of
+        # rows, so that a row's sum, in its order and its bits, does not depend on those beside it.
         self.chains = max(TILE_VECTORS // self.vectors, 1)
         self.vector = ir.VectorType(self.scalar, self.lanes)
         self.function = self._declare(module)
@@ -62,14 +67,13 @@ class Tile:
         builder = ir.IRBuilder(self.function.append_basic_block())
         self.code, self.builder = Code(builder), builder
         (task,) = self.function.args
-        for position, name in enumerate(TASK):
-            kind = self.scalar if name == "scale" else WORD
-            place = builder.add(task, word(8 * position))
-            setattr(self, name, self.code.load(place, kind, align=self.size))
+        for field, field_type in TASK.fields.items():
+            llvm_type = self.scalar if field_type == SCALAR else WORD
+            setattr(self, field, TASK.load(self.code, task, field, llvm_type))
         self.offsets = [self._offset(v) for v in range(self.vectors)]
         rows = self._row_addresses(self.left)
         outs = self._row_addresses(self.to)
-        # With few products there is no time to fetch it.
+        # With fewer products there is no time for it.
         with builder.if_then(builder.icmp_signed(">", self.depth, word(STRIP_DEPTH))):
             for out in outs:
                 for offset in self.offsets:
@@ -96,18 +100,16 @@ class Tile:
         return self.builder.mul(start, word(self.size))
 
     def _row_addresses(self, table):
-        addresses = (self.code.offset(table, m, word(8)) for m in range(self.rows))
-        return [self.code.load(address, WORD, align=8) for address in addresses]
+        addresses = (self.code.offset(table, m, word(WORD_BYTES)) for m in range(self.rows))
+        return [self.code.load(address, WORD, align=WORD_BYTES) for address in addresses]
 
     def _add_block(self, number, values):
         rows, sums = values[: self.rows], values[self.rows :]
-        factor = self.builder.add(self.factors, self.builder.mul(number, word(FACTOR_BYTES)))
-        start = self.code.load(factor, WORD, align=8)
-        step = self.code.load(self.builder.add(factor, word(RIGHT_STEP)), WORD, align=8)
-        record = self.builder.add(factor, word(FETCHING))
+        factor = self.code.offset(self.factors, number, word(FACTOR.words * WORD_BYTES))
+        start, step = (FACTOR.load(self.code, factor, field) for field in ("start", "step"))
 
         def strip(first, sums):
-            fetch_some(self.code, record)
+            issue_prefetch(self.code, FACTOR.address(self.builder, factor, "prefetch"))
             end = self.code.smaller(self.builder.add(first, word(STRIP_DEPTH)), self.depth)
             return self._strip(first, end, rows, start, step, sums)
 
@@ -159,18 +161,17 @@ class Tile:
         return sums
 
     def _add_rows(self, outs, sums):
-        """All of a row is read before any is written: the last vector may overlap others."""
+        """All loads of a row come before its stores: the last vector may overlap others."""
         scale = self.code.splat(self.scale, self.vector)
         for m, out in enumerate(outs):
-            places = [self.builder.add(out, offset) for offset in self.offsets]
-            totals = [
-                self.code.multiply_add(
-                    scale, sums[m * self.vectors + v], self.code.load(place, self.vector, self.size)
-                )
-                for v, place in enumerate(places)
+            addresses = [self.builder.add(out, offset) for offset in self.offsets]
+            old = [self.code.load(address, self.vector, self.size) for address in addresses]
+            new = [
+                self.code.multiply_add(scale, sums[m * self.vectors + v], old[v])
+                for v in range(self.vectors)
             ]
-            for total, place in zip(totals, places, strict=True):
-                self.code.store(total, place, align=self.size)
+            for value, address in zip(new, addresses, strict=True):
+                self.code.store(value, address, align=self.size)
 
     def _add_elements(self, sums):
         """One element after the other, from a copy of the sums."""
@@ -180,19 +181,19 @@ class Tile:
         add = add_elements_function(self.function.module, self.scalar_type)
         for m, out in enumerate(self._row_addresses(self.to)):
             for v in range(self.vectors):
-                place = self.builder.add(copy, self.offsets[v])
-                self.code.store(sums[m * self.vectors + v], place, align=self.size)
+                address = self.builder.add(copy, self.offsets[v])
+                self.code.store(sums[m * self.vectors + v], address, align=self.size)
             self.builder.call(add, [copy, out, self.to_step, self.columns, self.scale])
 
 
 def add_elements_function(module, scalar_type):
-    """The function to[n] += scale * from[n], the former a step apart, in this module."""
+    """The function to[n] += scale * from[n], the former strided, in this module."""
     name = f"add_elements_{scalar_type}"
     if name in module.globals:
         return module.globals[name]
     scalar, size = llvm_scalar(scalar_type), bytes_of(scalar_type)
-    kind = ir.FunctionType(ir.VoidType(), [WORD] * 4 + [scalar])
-    function = ir.Function(module, kind, name)
+    function_type = ir.FunctionType(ir.VoidType(), [WORD] * 4 + [scalar])
+    function = ir.Function(module, function_type, name)
     function.linkage = "internal"
     function.attributes.add("noinline")
     builder = ir.IRBuilder(function.append_basic_block())
@@ -201,9 +202,9 @@ def add_elements_function(module, scalar_type):
 
     def add(n, _):
         value = code.load(builder.add(row, builder.mul(n, word(size))), scalar, align=size)
-        place = builder.add(to, builder.mul(n, step))
-        total = code.multiply_add(scale, value, code.load(place, scalar, align=size))
-        code.store(total, place, align=size)
+        address = builder.add(to, builder.mul(n, step))
+        total = code.multiply_add(scale, value, code.load(address, scalar, align=size))
+        code.store(total, address, align=size)
         return []
 
     code.for_loop(word(0), columns, word(1), [], add)
@@ -211,65 +212,58 @@ def add_elements_function(module, scalar_type):
     return function
 
 
-@intrinsic
-def run_tile(typing_context, kind, rows, task, scale):
-    """Run the tile of a kind of panel and a number of rows."""
+@intrinsic(prefer_literal=True)
+def run_tile(typing_context, shape, rows, task):
+    """Run the tile for a shape of panels, by its position in `shapes`, and a number of rows."""
+    position, scalar = shape.literal_value, task.scalar
 
     def generate(context, builder, signature, values):
-        kind, rows, task, _ = values
+        _, rows, task = values
         done = builder.append_basic_block()
-        number = builder.add(builder.mul(kind, word(MOST_TILE_ROWS)), rows)
-        switch = builder.switch(number, done)
-        for kind_number, panel in enumerate(kinds(scale)):
-            for rows_here in range(1, panel.rows + 1):
-                tile = Tile(builder.module, scale, panel, rows_here)
-                case = builder.append_basic_block()
-                switch.add_case(word(kind_number * MOST_TILE_ROWS + rows_here), case)
-                builder.position_at_end(case)
-                builder.call(tile.function, [task])
-                builder.branch(done)
+        switch = builder.switch(rows, done)
+        for rows_here in range(1, shapes(scalar)[position].rows + 1):
+            tile = Tile(builder.module, scalar, shapes(scalar)[position], rows_here)
+            case = builder.append_basic_block()
+            switch.add_case(word(rows_here), case)
+            builder.position_at_end(case)
+            builder.call(tile.function, [task])
+            builder.branch(done)
         builder.position_at_end(done)
         return context.get_dummy_value()
 
-    return types.void(kind, rows, task, scale), generate
+    return types.void(shape, rows, task), generate
 
 
-def add_products(kind, rows, task, scale):
-    """to[m][.] += scale * sum over blocks and k < depth of left[m][block, k] * right[block](k)[.]
+def add_products_of(shape):
+    """The tiles for a shape of panels. What is enclosed is part of a key on the disk: a number."""
 
-    `task` is the address of a record of TASK, `scale` only gives the type of the scalar.
-    """
-    run_tile(kind, rows, task, scale)
+    def add_products(rows, task):
+        run_tile(shape, rows, task)
 
-
-ADD_PRODUCTS = Unit(add_products, lambda scalar: types.void(*[types.int64] * 3, scalar))
-call_add_products = ADD_PRODUCTS.call
+    return add_products
 
 
-@kernel
-def set_right(factor, right):
-    """Fill the first words of a factor."""
-    set_word(factor, 0, right.start)
-    set_word(factor, 1, right.step)
+ADD_PRODUCTS = Unit(
+    [add_products_of(shape) for shape in range(MOST_SHAPES)],
+    lambda scalar: types.void(types.int64, RecordType(TASK, scalar)),
+)
+ready_add_products, call_add_products = ADD_PRODUCTS.ready, ADD_PRODUCTS.call
 
 
 @kernel
-def set_task(task, left_steps, factors, blocks, depth, to_step, columns, scale):
-    """Fill a record of TASK, but for the tables; the steps are of depth and of blocks."""
-    words = (*left_steps, factors, blocks, depth, to_step, columns)
-    for position in range(len(words)):
-        set_word(task, position + 2, words[position])
-    store(task + TASK_BYTES - 8, scale)
+def ready_tiles(panels, like):
+    """Make sure that the tiles for all panels of a block are there."""
+    for number in range(panels.count):
+        ready_add_products(like, panel_of(panels, number, like).shape)
 
 
 @kernel
-def add_products_of_rows(panel, count, left, to, task, scale):
+def add_products_of_rows(panel, count, left, to, task):
     """Cut rows into tiles. They differ by a row at the most."""
     first = 0
     # Most blocks have rows for one tile: no need to divide.
     for tiles in range(1 if count <= panel.rows else ceil_div(count, panel.rows), 0, -1):
         rows = count - first if tiles == 1 else ceil_div(count - first, tiles)
-        set_word(task, 0, left + 8 * first)
-        set_word(task, 1, to + 8 * first)
-        call_add_products(scale, (panel.kind, rows, task, scale))
+        task.left, task.to = left + WORD_BYTES * first, to + WORD_BYTES * first
+        call_add_products(task, panel.shape, (rows, task))
         first += rows

@@ -5,6 +5,7 @@ from numba.core.registry import cpu_target
 from numba.core.types import float32
 
 WORD = ir.IntType(64)
+WORD_BYTES = 8
 FLAG = ir.IntType(32)
 BYTE = ir.IntType(8)
 
@@ -54,8 +55,8 @@ class Code:
     def __init__(self, builder):
         self.builder = builder
 
-    def load(self, address, kind, align):
-        loaded = self.builder.load(self._pointer(address, kind))
+    def load(self, address, llvm_type, align):
+        loaded = self.builder.load(self._pointer(address, llvm_type))
         loaded.align = align
         return loaded
 
@@ -63,12 +64,13 @@ class Code:
         stored = self.builder.store(value, self._pointer(address, value.type))
         stored.align = align
 
-    def _pointer(self, address, kind):
-        return self.builder.inttoptr(address, kind.as_pointer())
+    def _pointer(self, address, llvm_type):
+        return self.builder.inttoptr(address, llvm_type.as_pointer())
 
     def offset(self, address, count, step):
-        """address + count * step"""
-        return self.builder.add(address, self.builder.mul(word(count), step))
+        """address + count * step, the count a number of Python's or a word"""
+        count = word(count) if isinstance(count, int) else count
+        return self.builder.add(address, self.builder.mul(count, step))
 
     def splat(self, value, vector):
         """The same value in all lanes."""
@@ -91,10 +93,10 @@ class Code:
         return self.builder.select(self.builder.icmp_signed("<", one, other), one, other)
 
     def prefetch(self, address, write, locality):
-        kind = ir.FunctionType(ir.VoidType(), [BYTE.as_pointer(), FLAG, FLAG, FLAG])
+        function_type = ir.FunctionType(ir.VoidType(), [BYTE.as_pointer(), FLAG, FLAG, FLAG])
         name = "llvm.prefetch.p0"
         function = self.builder.module.globals.get(name)
-        function = function or ir.Function(self.builder.module, kind, name)
+        function = function or ir.Function(self.builder.module, function_type, name)
         flags = [ir.Constant(FLAG, value) for value in (write, locality, 1)]
         self.builder.call(function, [self._pointer(address, BYTE), *flags])
 
