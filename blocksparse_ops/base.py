@@ -153,7 +153,7 @@ class SparseBlockOp(TensorOp, OpenMPOp):
         # Whether there are threads is settled when a graph is compiled, not when an op is made.
         self.openmp = config.openmp
         self.update_self_openmp()
-        return []
+        return list(source.COMPILE_ARGS)
 
     def c_headers(self, **kwargs: Any) -> list[str]:
         return []

@@ -106,6 +106,9 @@ class CheckBlockIndex(TensorOp, COp):
         self.check(*inputs)
         output_storage[0][0] = inputs[0]
 
+    def c_compile_args(self, **kwargs: Any) -> list[str]:
+        return list(source.COMPILE_ARGS)
+
     def c_support_code_struct(self, node: Apply, name: str) -> str:
         return source.declare(f"check_{name}")
 

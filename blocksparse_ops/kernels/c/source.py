@@ -8,6 +8,9 @@ from hashlib import sha256
 
 from blocksparse_ops.kernels.c.extension import KERNELS, SCALARS
 
+# PyTensor asks for debugging information, which takes a call longer to compile than all else.
+COMPILE_ARGS = ("-g0",)
+
 CALL = "bool (*)(PyArrayObject* const*, PyArrayObject**, bool)"
 CHECK = "bool (*)(PyArrayObject*, PyArrayObject* const*, int, PyObject* (*)())"
 
