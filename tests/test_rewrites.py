@@ -296,9 +296,9 @@ def gemv_problem():
 
 
 def compare_with_and_without(inputs, outputs, values, mode):
-    """Compile twice, and return the function that the rewrites gave."""
+    """Compile twice, once in Python, and return the function that the rewrites gave."""
     merged = pytensor.function(inputs, outputs, mode=mode)
-    plain = pytensor.function(inputs, outputs, mode=get_mode(mode).excluding("blocksparse"))
+    plain = pytensor.function(inputs, outputs, mode=PYTHON.excluding("blocksparse"))
     for one, other in zip(merged(*values), plain(*values), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-12)
     return merged
