@@ -20,8 +20,13 @@
 PyTensor runs all of these again on the graph inside a Scan. All carry the tag ``blocksparse``, so
 that ``mode.excluding("blocksparse")`` turns them off, and their own name, which turns off one.
 
-A rewriter of 2, 3 or 4 gives back a graph only if it has fewer of what it is for: addends of a sum,
-outers that start from zeros, states of a loop. So each of them ends.
+Each of them ends, for it gives back a graph only if there is less of what it is for:
+
+1. zeros that an outer in a loop takes from outside;
+2. addends of the sum in which a product stands;
+3. outers that start from zeros, or, as many as before, elementwise nodes above them;
+4. loops that keep more than one state of a sum of outers;
+5. ops that are not in place.
 
 Besides, without that tag, at 0.01, on the array libraries that need them. Neither optimizes:
 
