@@ -163,7 +163,6 @@ class SparseBlockOp(TensorOp, OpenMPOp):
 
     def c_init_code_struct(self, node: Apply, name: str, sub: dict[str, str]) -> str:
         dtype = node.outputs[0].type.dtype
-        source.require_kernel(self.kernel, dtype)
         return source.load(f"kernel_{name}", dtype, self.kernel, self.openmp, sub["fail"])
 
     def c_code_cache_version(self) -> tuple[Hashable, ...]:
@@ -172,6 +171,6 @@ class SparseBlockOp(TensorOp, OpenMPOp):
     def c_code(
         self, node: Apply, name: str, inputs: list[str], outputs: list[str], sub: dict[str, str]
     ) -> str:
-        source.require_kernel(self.kernel, node.outputs[0].type.dtype)
+        dtype = node.outputs[0].type.dtype
         (output,) = outputs
-        return source.call(f"kernel_{name}", inputs, output, self.inplace, sub["fail"])
+        return source.call(f"kernel_{name}", dtype, inputs, output, self.inplace, sub["fail"])

@@ -6,7 +6,7 @@ import sys
 from functools import cache
 from hashlib import sha256
 
-from blocksparse_ops.kernels.c.extension import KERNELS, SCALARS
+from blocksparse_ops.kernels.c.extension import SCALARS
 
 # PyTensor asks for debugging information, which takes a call longer to compile than all else.
 COMPILE_ARGS = ("-g0",)
@@ -43,8 +43,16 @@ def load(pointer: str, module: str, function: str, openmp: bool, fail: str) -> s
     """
 
 
-def call(pointer: str, inputs: list[str], output: str, inplace: bool, fail: str) -> str:
-    """C code that calls a kernel."""
+def call(pointer: str, dtype: str, inputs: list[str], output: str, inplace: bool, fail: str) -> str:
+    """C code that calls a kernel.
+
+    Raises
+    ------
+    NotImplementedError
+        If the kernels are not written for this dtype: PyTensor then runs `perform`.
+    """
+    if dtype not in SCALARS:
+        raise NotImplementedError(f"the C kernels compute in {' and '.join(SCALARS)}, not {dtype}")
     return f"""
     {{
         PyArrayObject* const arguments[] = {{{", ".join(inputs)}}};
@@ -54,17 +62,6 @@ def call(pointer: str, inputs: list[str], output: str, inplace: bool, fail: str)
         }}
     }}
     """
-
-
-def require_kernel(kernel: str, dtype: str) -> None:
-    """Raise unless a kernel is written for this dtype: PyTensor then runs `perform`.
-
-    Raises
-    ------
-    NotImplementedError
-    """
-    if dtype not in SCALARS or kernel not in KERNELS:
-        raise NotImplementedError(f"the C kernels compute in {' and '.join(SCALARS)}, not {dtype}")
 
 
 def check(

@@ -14,7 +14,7 @@ from blocksparse_ops.kernels.numba.by_block import (
 from blocksparse_ops.kernels.numba.check import FAULT, check, count_from_start
 from blocksparse_ops.kernels.numba.choose import pattern_is_shared, threads_for
 from blocksparse_ops.kernels.numba.compile import Unit, kernel
-from blocksparse_ops.kernels.numba.memory import allocate, new_memory, take
+from blocksparse_ops.kernels.numba.memory import allocate_tables, take
 from blocksparse_ops.kernels.numba.pack import ready_transpose
 from blocksparse_ops.kernels.numba.panel import MOST_DEPTH, chunk_depth, cut_columns, size_of
 from blocksparse_ops.kernels.numba.product import PRODUCT, is_column_major
@@ -72,12 +72,9 @@ def choose_path(p):
 
 def run_gemv(out, W, h, inputIdx, outputIdx, scale, most_threads):
     """Add to `out`, which holds the initial values; all has been checked."""
-    p, memory = new_product(scale), new_memory(scale)
+    p = new_product(scale)
     set_product(p, out, W, h, scale, most_threads)
-    memory.free = 0
-    take_product(p, memory)
-    array = allocate(memory)
-    take_product(p, memory)
+    array = allocate_tables(p, take_product)
     count_from_start(inputIdx, W.shape[0], p.input)
     count_from_start(outputIdx, W.shape[1], p.output)
     path, threads, product = choose_path(p), p.threads, address_of_record(p)

@@ -1,8 +1,7 @@
 """The tables of a call, in one piece of memory: to allocate each takes longer than a small product.
 
 A table is the address of its first number. Numbers are words, of 64 bits, or, where there are many,
-rows, of 32. What takes the tables of a call runs twice: from address 0, which tells how much memory
-they take, and then in this memory.
+rows, of 32.
 """
 
 import numpy as np
@@ -74,10 +73,17 @@ def take_rows(memory, rows):
 
 
 @kernel
-def allocate(memory):
-    """An array as long as what has been taken, whose memory is free from now on."""
+def allocate_tables(record, take_tables):
+    """The array that holds all tables that a call of take_tables(record, memory) takes.
+
+    It is called twice: from address 0, which tells how much memory they take, and in this memory.
+    """
+    memory = new_memory(record)
+    memory.free = 0
+    take_tables(record, memory)
     array = np.empty(memory.free // WORD_BYTES, np.int64)
     memory.free = address_of(array)
+    take_tables(record, memory)
     return array
 
 

@@ -9,9 +9,8 @@ from blocksparse_ops.kernels.numba.check import FAULT, check, count_from_start
 from blocksparse_ops.kernels.numba.choose import threads_for
 from blocksparse_ops.kernels.numba.compile import Unit, kernel
 from blocksparse_ops.kernels.numba.memory import (
-    allocate,
+    allocate_tables,
     locate_rows,
-    new_memory,
     set_word,
     take,
     word_at,
@@ -109,12 +108,9 @@ def plan_outer(p):
 
 def run_outer(out, x, y, xIdx, yIdx, alpha, most_threads):
     """Add to `out`, which holds the initial values; all has been checked."""
-    p, memory = new_outer(alpha), new_memory(alpha)
+    p = new_outer(alpha)
     set_outer(p, out, x, y, alpha, most_threads)
-    memory.free = 0
-    take_outer(p, memory)
-    array = allocate(memory)
-    take_outer(p, memory)
+    array = allocate_tables(p, take_outer)
     count_from_start(xIdx, out.shape[0], p.plan.first.blocks_of_rows)
     count_from_start(yIdx, out.shape[1], p.plan.second.blocks_of_rows)
     locate_rows(x, p.x_rows)
