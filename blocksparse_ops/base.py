@@ -23,7 +23,7 @@ from blocksparse_ops.zeros import zeros_like
 class SparseBlockOp(TensorOp, OpenMPOp):
     """An op whose first argument is what is added to.
 
-    A subclass gives its `signature`, the C++ class that computes it, and its mathematics.
+    A subclass gives its `signature` and its mathematics.
     """
 
     __props__ = ("inplace",)
@@ -31,7 +31,6 @@ class SparseBlockOp(TensorOp, OpenMPOp):
     _f16_ok = True
 
     signature: ClassVar[Signature]
-    kernel: ClassVar[str]
 
     def __init__(self, inplace: bool = False):
         super().__init__(openmp=False)
@@ -159,11 +158,7 @@ class SparseBlockOp(TensorOp, OpenMPOp):
         return []
 
     def c_support_code_struct(self, node: Apply, name: str) -> str:
-        return source.declare(f"kernel_{name}")
-
-    def c_init_code_struct(self, node: Apply, name: str, sub: dict[str, str]) -> str:
-        dtype = node.outputs[0].type.dtype
-        return source.load(f"kernel_{name}", dtype, self.kernel, self.openmp, sub["fail"])
+        return source.declare_kernels(name)
 
     def c_code_cache_version(self) -> tuple[Hashable, ...]:
         return (*source.version(), self.openmp)
@@ -173,4 +168,6 @@ class SparseBlockOp(TensorOp, OpenMPOp):
     ) -> str:
         dtype = node.outputs[0].type.dtype
         (output,) = outputs
-        return source.call(f"kernel_{name}", dtype, inputs, output, self.inplace, sub["fail"])
+        return source.call(
+            name, self.signature, dtype, inputs, output, self.inplace, self.openmp, sub["fail"]
+        )

@@ -113,7 +113,7 @@ class CheckBlockIndex(TensorOp, COp):
         return source.declare(f"check_{name}")
 
     def c_init_code_struct(self, node: Apply, name: str, sub: dict[str, str]) -> str:
-        return source.load(f"check_{name}", INDEX, "check", False, sub["fail"])
+        return source.load(f"check_{name}", f'"{INDEX}"', "check", False, sub["fail"])
 
     def c_code_cache_version(self) -> tuple[Hashable, ...]:
         return source.version()

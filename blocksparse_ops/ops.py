@@ -65,7 +65,6 @@ class SparseBlockGemv(SparseBlockOp):
     """
 
     signature = GEMV
-    kernel = "Gemv"
 
     def __call__(
         self,
@@ -151,7 +150,6 @@ class SparseBlockOuter(SparseBlockOp):
     """
 
     signature = OUTER
-    kernel = "Outer"
 
     def __call__(
         self,

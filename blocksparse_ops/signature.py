@@ -58,6 +58,11 @@ class Signature:
             if position != self.position_of(letter)
         )
 
+    @property
+    def blocks(self) -> int:
+        """Position in `names` of the argument that holds the blocks."""
+        return list(self.axes.values()).index("ijpq")
+
     def position_of(self, letter: str) -> int:
         """Position in `dimensions` at which a letter first stands."""
         return next(k for k, (_, _, other) in enumerate(self.dimensions) if other == letter)

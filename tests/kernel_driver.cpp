@@ -247,14 +247,16 @@ int main(int count, char** words) try {
 #endif
     const Options options = parse(count, words);
     constexpr void (*checks[])(Random&, const Options&) = {
-        check<Gemv<float>>, check<Gemv<double>>, check<Outer<float>>, check<Outer<double>>};
+        check<Gemv<float>>,        check<Gemv<double>>,        check<Outer<float>>,
+        check<Outer<double>>,      check<DirectGemv<float>>,   check<DirectGemv<double>>,
+        check<DirectOuter<float>>, check<DirectOuter<double>>};
     for (long k = 0; k < options.problems; ++k) {
         const std::uint64_t seed = options.seed + static_cast<std::uint64_t>(k);
         current = "kernel_driver --seed " + std::to_string(seed) + " --threads " +
                   std::to_string(options.threads) +
                   (options.fail_allocations ? " --fail-allocations" : "");
         Random random(seed);
-        checks[random.below(4)](random, options);
+        checks[random.below(8)](random, options);
     }
     std::printf("%ld problems\n", options.problems);
 } catch (const std::exception& error) {

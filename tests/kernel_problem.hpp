@@ -1,6 +1,7 @@
 // Random problems for the kernels, and what their outputs should be.
 #pragma once
 
+#include "direct.hpp"
 #include "gemv.hpp"
 #include "outer.hpp"
 
@@ -142,19 +143,41 @@ template <class Kernel>
 struct Op;
 
 template <class T>
-struct Op<Gemv<T>> {
+struct GemvOp {
     using Scalar = T;
     static constexpr bool is_gemv = true;
-    static constexpr const char* name = sizeof(T) == 4 ? "gemv<float>" : "gemv<double>";
     static constexpr const char* axes[] = {"nwq", "ijpq", "nvp", "nv", "nw"};
 };
 
 template <class T>
-struct Op<Outer<T>> {
+struct OuterOp {
     using Scalar = T;
     static constexpr bool is_gemv = false;
-    static constexpr const char* name = sizeof(T) == 4 ? "outer<float>" : "outer<double>";
     static constexpr const char* axes[] = {"ijpq", "nvp", "nwq", "nv", "nw", ""};
+};
+
+template <class T>
+constexpr bool is_float = sizeof(T) == 4;
+
+template <class T>
+struct Op<Gemv<T>> : GemvOp<T> {
+    static constexpr const char* name = is_float<T> ? "gemv<float>" : "gemv<double>";
+};
+
+template <class T>
+struct Op<DirectGemv<T>> : GemvOp<T> {
+    static constexpr const char* name = is_float<T> ? "direct gemv<float>" : "direct gemv<double>";
+};
+
+template <class T>
+struct Op<Outer<T>> : OuterOp<T> {
+    static constexpr const char* name = is_float<T> ? "outer<float>" : "outer<double>";
+};
+
+template <class T>
+struct Op<DirectOuter<T>> : OuterOp<T> {
+    static constexpr const char* name =
+        is_float<T> ? "direct outer<float>" : "direct outer<double>";
 };
 
 // What an element of the output should be, and for the bound of its error the sum of magnitudes.

@@ -32,9 +32,12 @@ def test_every_header_is_handed_over():
 @pytest.mark.parametrize("name", extension.HEADERS)
 def test_headers_compile_alone_without_warnings(name, tmp_path):
     path = tmp_path / "alone.cpp"
-    kernel = {"gemv": "Gemv", "outer": "Outer"}.get(name)
-    scalars = ("float", "double") if kernel else ()
-    uses = [f"template class blocksparse::{kernel}<{scalar}>;\n" for scalar in scalars]
+    kernels = {"gemv": ["Gemv"], "outer": ["Outer"], "direct": ["DirectGemv", "DirectOuter"]}
+    uses = [
+        f"template class blocksparse::{kernel}<{scalar}>;\n"
+        for kernel in kernels.get(name, ())
+        for scalar in ("float", "double")
+    ]
     path.write_text(f'#include "{name}.hpp"\n{"".join(uses)}')
     # Python's and NumPy's own headers are not ours to keep free of warnings.
     others = [sysconfig.get_paths()["include"], np.get_include()]
@@ -46,19 +49,19 @@ def test_headers_compile_alone_without_warnings(name, tmp_path):
 
 
 def test_a_changed_source_is_another_extension(monkeypatch):
-    args = extension.compile_args(openmp=False)
-    names = {extension.name_of("float64", args)}
-    names.add(extension.name_of("float64", [*args, "-fopenmp"]))
+    args = extension.compile_args("direct_float64", openmp=False)
+    names = {extension.name_of("direct_float64", args)}
+    names.add(extension.name_of("direct_float64", [*args, "-fopenmp"]))
     changed = extension.headers() + "// one more line\n"
     monkeypatch.setattr(extension, "headers", lambda: changed)
-    names.add(extension.name_of("float64", args))
+    names.add(extension.name_of("direct_float64", args))
     assert len(names) == 3
 
 
 BUILD = """
 from blocksparse_ops.kernels.c import extension
 function = extension.function("index", "check", False)
-print(extension.extension("index", tuple(extension.compile_args(False))).__spec__.origin)
+print(extension.extension("index", tuple(extension.compile_args("index", False))).__spec__.origin)
 """
 
 
@@ -87,7 +90,7 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
     taken = tmp_path / "blocksparse_ops"
     taken.write_text("not a folder")
     name = extension.name_of("index", ())
-    args = extension.compile_args(openmp=False)
+    args = extension.compile_args("index", openmp=False)
     path = extension.build(extension.source("index", name), name, args, taken / f"{name}.so")
     assert path.exists()
     assert tmp_path not in path.parents

@@ -4,3 +4,12 @@
 # two threads took 1.3 times as long as one at 2**15 multiplications in all, 0.97 times at 2**18,
 # 0.9 times at 2**19.
 PRODUCTS_OF_A_THREAD = 1 << 18
+
+# To sort a triple takes some 20 ns, which pays where its block is then read once for several rows.
+# Blocks of up to so many elements are worked on as the examples stand: sorted, 8 x 8 took 1.7 to
+# 3.5 times as long, 16 x 16 0.9 to 3, 24 x 24 0.5 to 1.8, 32 x 32 0.3 to 0.9 (10,000 examples of
+# one block each, of 100 to 100,000). So are blocks of one row or one column, of any length: there
+# is no more reuse in a block than in what it is multiplied with, and sorted they took 1.3 to 7
+# times as long.
+DIRECT_ELEMENTS = 256
+DIRECT_THICKNESS = 1

@@ -55,22 +55,48 @@ inline Fault check_triples(i64 batch, i64 inputs, i64 outputs) {
 }
 
 template <class Index>
-Fault check_index_as(const Array& index, i64 argument, i64 blocks, i64* from_start) {
+Fault first_out_of_range(const Array& index, i64 argument, i64 blocks) {
     constexpr bool is_signed = Index(-1) < Index(0);
     for (i64 n = 0; n < index.shape[0]; ++n)
         for (i64 place = 0; place < index.shape[1]; ++place) {
             Index value;
             std::memcpy(&value, index.data + n * index.strides[0] + place * index.strides[1],
                         sizeof value);
-            i64 block = static_cast<i64>(value);
-            // An unsigned value of 2**63 or more turns negative here, and is out of range.
-            const bool in_range = block < blocks && block >= (is_signed ? -blocks : 0);
-            if (!in_range)
+            const i64 block = static_cast<i64>(value);
+            if (block >= blocks || block < (is_signed ? -blocks : 0))
                 return {is_signed ? signed_index : unsigned_index, argument, n, place, block,
                         blocks};
-            *from_start++ = block < 0 ? block + blocks : block;
         }
     return {};
+}
+
+template <class Index>
+Fault check_index_as(const Array& index, i64 argument, i64 blocks, i64* from_start) {
+    constexpr bool is_signed = Index(-1) < Index(0);
+    constexpr i64 size = sizeof(Index);
+    const bool is_contiguous =
+        index.strides[1] == size && index.strides[0] == index.shape[1] * size;
+    const i64 rows = is_contiguous ? 1 : index.shape[0];
+    const i64 length = is_contiguous ? index.shape[0] * index.shape[1] : index.shape[1];
+    // No value is an exception until all have been seen: so vectors of them are checked at once.
+    bool all_in_range = true;
+    const auto check_row = [&](const char* row, i64 step) __attribute__((always_inline)) {
+        for (i64 place = 0; place < length; ++place) {
+            Index value;
+            std::memcpy(&value, row + place * step, size);
+            // An unsigned value of 2**63 or more turns negative here, and is out of range.
+            i64 block = static_cast<i64>(value);
+            if (is_signed) block += block < 0 ? blocks : 0;
+            all_in_range &= static_cast<std::uint64_t>(block) < static_cast<std::uint64_t>(blocks);
+            from_start[place] = block;
+        }
+        from_start += length;
+    };
+    for (i64 n = 0; n < rows; ++n) {
+        const char* row = index.data + n * index.strides[0];
+        index.strides[1] == size ? check_row(row, size) : check_row(row, index.strides[1]);
+    }
+    return all_in_range ? Fault{} : first_out_of_range<Index>(index, argument, blocks);
 }
 
 // Where the indices stand among the arguments of either op.

@@ -1,7 +1,7 @@
 """Builds the C++ kernels once a machine, for all ops, into PyTensor's compile directory.
 
-A module for each scalar, for few programs need both, and one for what knows no scalar. It is found
-again by a hash of its source, the compiler's flags and NumPy's version.
+A module for each path and scalar, for few programs need more than one, and one for what knows no
+scalar. It is found again by a hash of its source, the compiler's flags and NumPy's version.
 """
 
 import os
@@ -24,7 +24,7 @@ from pytensor.compile.compilelock import lock_ctx
 from pytensor.link.c.cmodule import GCC_compiler, get_lib_extension
 
 from blocksparse_ops.kernels.thresholds import PRODUCTS_OF_A_THREAD
-from blocksparse_ops.signature import GEMV, OUTER
+from blocksparse_ops.signature import GEMV, OUTER, Signature
 
 # Each file after those that it includes.
 HEADERS = (
@@ -38,6 +38,9 @@ HEADERS = (
     "panel",
     "tile",
     "pack",
+    "sums",
+    "ahead",
+    "direct",
     "product",
     "by_block",
     "shared",
@@ -48,8 +51,12 @@ HEADERS = (
 
 SCALARS = {"float32": "npy_float32", "float64": "npy_float64"}
 
-# The C++ class that computes an op, and the op's signature.
-KERNELS = {"Gemv": GEMV, "Outer": OUTER}
+# The C++ classes that compute the ops on a path, and the ops' signatures.
+DIRECT, SORTED = "direct", "sorted"
+KERNELS = {
+    DIRECT: {"DirectGemv": GEMV, "DirectOuter": OUTER},
+    SORTED: {"Gemv": GEMV, "Outer": OUTER},
+}
 
 # The module of what knows no scalar.
 INDEX = "index"
@@ -89,9 +96,8 @@ def headers() -> str:
     return re.sub(r'#pragma once\n|#include "\w+\.hpp"\n', "", "\n".join(texts))
 
 
-def kernel(name: str, scalar: str) -> str:
+def kernel(name: str, signature: Signature, scalar: str) -> str:
     """C++ code of a function that calls one kernel class."""
-    signature = KERNELS[name]
     return KERNEL.format(
         kernel=name,
         scalar=SCALARS[scalar],
@@ -103,21 +109,26 @@ def kernel(name: str, scalar: str) -> str:
 
 
 def source(module: str, name: str) -> str:
-    """C++ code of an extension module: for a scalar of `SCALARS`, or `INDEX`."""
+    """C++ code of an extension module: for a path and a scalar, "direct_float64", or `INDEX`."""
     if module == INDEX:
         functions, body = {"check": "blocksparse::check_index_and_sizes"}, ""
     else:
-        functions = {kernel: f"call_{kernel}" for kernel in KERNELS}
-        body = "".join(kernel(name, module) for name in KERNELS)
+        path, scalar = module.split("_")
+        kernels = KERNELS[path]
+        functions = {of.op: f"call_{kernel}" for kernel, of in kernels.items()}
+        body = "".join(kernel(name, of, scalar) for name, of in kernels.items())
     pairs = [f'{{"{key}", reinterpret_cast<void*>({value})}}' for key, value in functions.items()]
     return headers() + body + MODULE.format(name=name, functions=", ".join(pairs))
 
 
-def compile_args(openmp: bool) -> list[str]:
+def compile_args(module: str, openmp: bool) -> list[str]:
     """The compiler's flags; PyTensor's come last, with the user's own among them."""
-    threads = ["-fopenmp"] if openmp else []
+    flags = ["-fopenmp"] if openmp else []
+    # A compiler joins some products and sums to one step, and others not. The direct kernels write
+    # each sum in several forms, which must give the same bits.
+    flags += ["-ffp-contract=off"] if module.startswith(DIRECT) else []
     # PyTensor asks for debugging information, which takes as long again as all else.
-    return ["-O3", "-fno-math-errno", "-g0", *COMPILE_ARGS, *threads, *GCC_compiler.compile_args()]
+    return ["-O3", "-fno-math-errno", "-g0", *COMPILE_ARGS, *flags, *GCC_compiler.compile_args()]
 
 
 def name_of(module: str, args: Sequence[str]) -> str:
@@ -128,7 +139,7 @@ def name_of(module: str, args: Sequence[str]) -> str:
 
 def function(module: str, name: str, openmp: int) -> Any:
     """A capsule of one function of an extension module, which is built if it is not there."""
-    return getattr(extension(module, tuple(compile_args(bool(openmp)))), name)
+    return getattr(extension(module, tuple(compile_args(module, bool(openmp)))), name)
 
 
 @cache

@@ -6,7 +6,10 @@ import sys
 from functools import cache
 from hashlib import sha256
 
-from blocksparse_ops.kernels.c.extension import SCALARS
+from blocksparse_ops.kernels import thresholds
+from blocksparse_ops.kernels.c.extension import DIRECT, SCALARS, SORTED
+from blocksparse_ops.kernels.thresholds import DIRECT_ELEMENTS, DIRECT_THICKNESS
+from blocksparse_ops.signature import Signature
 
 # PyTensor asks for debugging information, which takes a call longer to compile than all else.
 COMPILE_ARGS = ("-g0",)
@@ -18,21 +21,30 @@ CHECK = "bool (*)(PyArrayObject*, PyArrayObject* const*, int, PyObject* (*)())"
 @cache
 def version() -> tuple[str, ...]:
     """Of the code here; the extension is found by its own sources."""
-    return (sha256(inspect.getsource(sys.modules[__name__]).encode()).hexdigest(),)
+    sources = [inspect.getsource(module) for module in (sys.modules[__name__], thresholds)]
+    return (sha256("".join(sources).encode()).hexdigest(),)
 
 
 def declare(pointer: str) -> str:
     """C code, of a struct, that declares a pointer to a function of the extension."""
-    return f"void* {pointer};"
+    return f"void* {pointer} = nullptr;"
+
+
+def declare_kernels(name: str) -> str:
+    """C code, of a struct, that declares the kernels on both paths, for `call`."""
+    return declare(f"{DIRECT}_{name}") + declare(f"{SORTED}_{name}")
 
 
 def load(pointer: str, module: str, function: str, openmp: bool, fail: str) -> str:
-    """C code that looks a function of the extension up, which is built if it is not there."""
+    """C code that looks a function of the extension up, which is built if it is not there.
+
+    `module` is a C expression.
+    """
     return f"""
     {{
         PyObject* extension = PyImport_ImportModule("blocksparse_ops.kernels.c.extension");
         PyObject* capsule = !extension ? nullptr : PyObject_CallMethod(
-            extension, "function", "ssi", "{module}", "{function}", {int(openmp)});
+            extension, "function", "ssi", {module}, "{function}", {int(openmp)});
         Py_XDECREF(extension);
         {pointer} = capsule ? PyCapsule_GetPointer(capsule, nullptr) : nullptr;
         Py_XDECREF(capsule);
@@ -43,8 +55,19 @@ def load(pointer: str, module: str, function: str, openmp: bool, fail: str) -> s
     """
 
 
-def call(pointer: str, dtype: str, inputs: list[str], output: str, inplace: bool, fail: str) -> str:
-    """C code that calls a kernel.
+def call(
+    name: str,
+    signature: Signature,
+    dtype: str,
+    inputs: list[str],
+    output: str,
+    inplace: bool,
+    openmp: bool,
+    fail: str,
+) -> str:
+    """C code that chooses the path of a call, and calls its kernel.
+
+    A kernel is loaded, and built if it is not there, when a call first takes its path.
 
     Raises
     ------
@@ -53,10 +76,17 @@ def call(pointer: str, dtype: str, inputs: list[str], output: str, inplace: bool
     """
     if dtype not in SCALARS:
         raise NotImplementedError(f"the C kernels compute in {' and '.join(SCALARS)}, not {dtype}")
+    blocks = inputs[signature.blocks]
+    module = f'is_direct ? "{DIRECT}_{dtype}" : "{SORTED}_{dtype}"'
     return f"""
     {{
+        const npy_intp rows = PyArray_DIM({blocks}, 2), columns = PyArray_DIM({blocks}, 3);
+        const bool is_direct = rows * columns <= {DIRECT_ELEMENTS} ||
+                               (rows < columns ? rows : columns) <= {DIRECT_THICKNESS};
+        void*& loaded = is_direct ? {DIRECT}_{name} : {SORTED}_{name};
+        if (!loaded) {load("loaded", module, signature.op, openmp, fail)}
         PyArrayObject* const arguments[] = {{{", ".join(inputs)}}};
-        const auto kernel = reinterpret_cast<{CALL}>({pointer});
+        const auto kernel = reinterpret_cast<{CALL}>(loaded);
         if (!kernel(arguments, &{output}, {str(inplace).lower()})) {{
             {fail}
         }}

@@ -23,6 +23,12 @@ struct VectorOf {
     typedef T type __attribute__((vector_size(lanes * sizeof(T))));
 };
 
+// A vector of one lane goes through memory.
+template <class T>
+struct VectorOf<T, 1> {
+    typedef T type;
+};
+
 template <class T, int lanes>
 using Vector = typename VectorOf<T, lanes>::type;
 

@@ -1,0 +1,252 @@
+// Both ops triple after triple, as the examples stand: of small blocks a plan takes longer than the
+// products.
+#pragma once
+
+#include "ahead.hpp"
+#include "choose.hpp"
+#include "split.hpp"
+#include "sums.hpp"
+
+namespace blocksparse {
+
+// Keeps the compiler from writing a loop in vectors: windows are mostly too short for them.
+#define BLOCKSPARSE_SHORT_LOOP asm("")
+
+// The rows of both windows, one row of the output after the other.
+//
+// If `single`, each window has one place, and a vector holds all columns of a block: the loops over
+// them take longer than the products of the smallest blocks.
+template <bool single>
+class Window {
+   public:
+    Window(const Array& in, const Array& out, const Indices& indices, i64 row)
+        : inputs(single ? 1 : in.shape[1]), outputs(single ? 1 : out.shape[1]) {
+        const i64 n = row / outputs;
+        w = row - n * outputs;
+        in_step = in.strides[0];
+        out_step = out.strides[1], next_out = out.strides[0] - (outputs - 1) * out_step;
+        this->in = in.data + n * in_step;
+        this->out = out.data + n * out.strides[0] + w * out_step;
+        input = indices.input.begin() + n * inputs;
+        output = indices.output.begin() + row;
+    }
+
+    const i64 inputs, outputs;
+    char *in, *out;             // place 0 of the input window, place w of the output window
+    const i64 *input, *output;  // their blocks
+
+    void next() {
+        ++output;
+        if (++w < outputs)
+            out += out_step;
+        else
+            w = 0, input += inputs, in += in_step, out += next_out;
+    }
+
+   private:
+    i64 w, in_step, out_step, next_out;
+};
+
+// o[n, w] += sum_v h[n, v] @ W[inputIdx[n, v], outputIdx[n, w]]
+template <class T>
+class DirectGemv {
+   public:
+    static constexpr int arguments = 5;  // o, W, h, inputIdx, outputIdx
+
+    // Checks, and allocates all that work() needs. Writes nothing of the caller's.
+    Fault prepare(const Array* args, const SizePair* equal_sizes, int pair_count,
+                  const Thresholds& thresholds, int most_threads) {
+        W = args[1];
+        h = args[2];
+        const i64 batch = h.shape[0], inputs = h.shape[1], outputs = args[0].shape[1];
+        if (Fault fault = check(args, arguments, equal_sizes, pair_count, batch, inputs, outputs,
+                                W.shape[0], W.shape[1], indices))
+            return fault;
+        workers = threads_for(batch * inputs * outputs, W.shape[2] * W.shape[3], thresholds,
+                              most_threads);
+        return {};
+    }
+
+    // To be called before work(). `array` holds the initial values.
+    void place(const Array& array) { out = array; }
+
+    int threads() const { return workers; }
+
+    // The work of one thread, some of the rows n * outputs + w; all may run at once.
+    void work(int thread) const {
+        const Share rows(out.shape[0] * out.shape[1], thread, workers);
+        const i64 depth = W.shape[2], columns = W.shape[3];
+        if (!depth || !columns || rows.first == rows.last) return;
+        const bool has_rows = W.strides[3] == size;
+        const bool has_columns = W.strides[2] == size && h.strides[2] == size;
+        with_power<most_chains<T>>(depth, [&](auto chains) {
+            if (has_columns && (columns == 1 || !has_rows))
+                with_power<most_columns>(columns, [&](auto lanes) {
+                    add<ColumnSums<T, chains(), lanes()>>(rows, W.strides[3]);
+                });
+            else
+                with_power<full_lanes<T>>(has_rows ? columns : 1, [&](auto lanes) {
+                    add<RowSums<T, chains(), lanes()>>(rows, W.strides[2]);
+                });
+        });
+    }
+
+   private:
+    static constexpr i64 size = sizeof(T);
+    static constexpr int most_columns = std::min(4, full_lanes<T>);
+
+    Array W, h, out;
+    Indices indices;
+    int workers;
+
+    template <class Sums>
+    void add(const Share& rows, i64 step) const {
+        const bool single = h.shape[1] == 1 && out.shape[1] == 1 && W.shape[3] == Sums::lanes;
+        single ? add_rows<Sums, true>(rows, step) : add_rows<Sums, false>(rows, step);
+    }
+
+    template <class Sums, bool single>
+    __attribute__((noinline)) void add_rows(const Share& rows, i64 step) const {
+        constexpr i64 lanes = Sums::lanes;
+        const i64 depth = W.shape[2], columns = single ? lanes : W.shape[3];
+        const i64 h_step = h.strides[1], left_step = h.strides[2], to_step = out.strides[2];
+        const i64 i_step = W.strides[0], j_step = W.strides[1], column_step = W.strides[3];
+        const char* const all_blocks = W.data;
+        Window<single> window(h, out, indices, rows.first);
+        Ahead ahead(W, size, indices, window.inputs, window.outputs, rows.first, rows.last);
+        for (i64 row = rows.first; row < rows.last; ++row, window.next()) {
+            ahead.next();
+            const char* blocks = all_blocks + *window.output * j_step;
+            for (i64 first = 0; first < columns; first += lanes) {
+                const i64 q = std::min(first, columns - lanes);
+                Sums sums;
+                for (i64 v = 0; v < window.inputs; ++v) {
+                    BLOCKSPARSE_SHORT_LOOP;
+                    const char* block = blocks + window.input[v] * i_step;
+                    sums.accumulate(window.in + v * h_step, left_step, block + q * column_step,
+                                    step, depth);
+                }
+                add_lanes<T, lanes>(sums.total(), first - q, window.out + q * to_step, to_step);
+            }
+        }
+    }
+};
+
+// o[xIdx[n, v], yIdx[n, w]] += alpha * outer(x[n, v], y[n, w])
+template <class T>
+class DirectOuter {
+   public:
+    static constexpr int arguments = 6;  // o, x, y, xIdx, yIdx, alpha
+
+    // Checks, and allocates all that work() needs. Writes nothing of the caller's.
+    Fault prepare(const Array* args, const SizePair* equal_sizes, int pair_count,
+                  const Thresholds& thresholds, int most_threads) {
+        x = args[1];
+        y = args[2];
+        alpha = load<T>(args[5].data);
+        const i64 batch = x.shape[0], inputs = x.shape[1], outputs = y.shape[1];
+        if (Fault fault = check(args, arguments, equal_sizes, pair_count, batch, inputs, outputs,
+                                args[0].shape[0], args[0].shape[1], indices))
+            return fault;
+        workers = threads_for(batch * inputs * outputs, x.shape[2] * y.shape[2], thresholds,
+                              most_threads);
+        return {};
+    }
+
+    // To be called before work(). `array` holds the initial values.
+    void place(const Array& array) { out = array; }
+
+    int threads() const { return workers; }
+
+    // The work of one thread, some of the blocks i * oBlocks + j; all may run at once.
+    void work(int thread) const {
+        const Share blocks(out.shape[0] * out.shape[1], thread, workers);
+        if (!out.shape[2] || !out.shape[3] || !x.shape[0] || !y.shape[1]) return;
+        // Where columns are contiguous, the sides change places.
+        const bool swaps = out.strides[2] == size && (out.shape[3] == 1 || out.strides[3] != size);
+        swaps ? add_by_lanes({3, 2, y.strides[2], x.strides[2]}, blocks)
+              : add_by_lanes({2, 3, x.strides[2], y.strides[2]}, blocks);
+    }
+
+   private:
+    static constexpr i64 size = sizeof(T);
+
+    // The axes of `out` along which blocks have rows and columns, and the steps of what is
+    // multiplied: of the left operand, an element a row, and of the right one, an element a column.
+    struct Sides {
+        int row, column;
+        i64 left_step, right_step;
+    };
+
+    Array out, x, y;
+    T alpha;
+    Indices indices;
+    int workers;
+
+    void add_by_lanes(const Sides& sides, const Share& blocks) const {
+        const bool has_rows = out.strides[sides.column] == size && sides.right_step == size;
+        with_power<full_lanes<T>>(has_rows ? out.shape[sides.column] : 1, [&](auto lanes) {
+            const bool single =
+                x.shape[1] == 1 && y.shape[1] == 1 && out.shape[sides.column] == lanes();
+            single ? add_blocks<lanes(), true>(sides, blocks)
+                   : add_blocks<lanes(), false>(sides, blocks);
+        });
+    }
+
+    template <int lanes, bool single>
+    __attribute__((noinline)) void add_blocks(const Sides& sides, const Share& blocks) const {
+        const i64 x_step = x.strides[1], oBlocks = out.shape[1], rows = x.shape[0] * y.shape[1];
+        const bool has_all = blocks.last - blocks.first == out.shape[0] * oBlocks;
+        const bool swaps = sides.row == 3;
+        const Block<lanes, single> block(out, sides, alpha);
+        Window<single> window(x, y, indices, 0);
+        Ahead ahead(out, size, indices, window.inputs, window.outputs, 0, rows);
+        for (i64 row = 0; row < rows; ++row, window.next()) {
+            ahead.next();
+            const i64 j = *window.output;
+            for (i64 v = 0; v < window.inputs; ++v) {
+                BLOCKSPARSE_SHORT_LOOP;
+                const i64 i = window.input[v], number = i * oBlocks + j;
+                if (!has_all && (number < blocks.first || number >= blocks.last)) continue;
+                char *to = out.data + i * out.strides[0] + j * out.strides[1];
+                const char *of_x = window.in + v * x_step, *of_y = window.out;
+                swaps ? block.add(to, of_y, of_x) : block.add(to, of_x, of_y);
+            }
+        }
+    }
+
+    // All that blocks have in common.
+    template <int lanes, bool single>
+    class Block {
+       public:
+        Block(const Array& out, const Sides& sides, T alpha)
+            : rows(out.shape[sides.row]), row_step(out.strides[sides.row]),
+              columns(single ? lanes : out.shape[sides.column]), column_step(out.strides[sides.column]),
+              left_step(sides.left_step), right_step(sides.right_step), alpha(alpha) {}
+
+        // to[k][q] += alpha * left[k] * right[q]
+        __attribute__((always_inline)) void add(char* to, const char* left,
+                                                const char* right) const {
+            for (i64 first = 0; first < columns; first += lanes) {
+                const i64 q = std::min(first, columns - lanes), overlap = first - q;
+                const V factor = load_vector<V>(right + q * right_step);
+                char* row = to + q * column_step;
+                const char* at = left;
+                for (i64 k = 0; k < rows; ++k, row += row_step, at += left_step) {
+                    BLOCKSPARSE_SHORT_LOOP;
+                    const V old = load_vector<V>(row), sum = old + alpha * (load<T>(at) * factor);
+                    store_vector(row, overlap ? select_from<T, lanes>(overlap, sum, old) : sum);
+                }
+            }
+        }
+
+       private:
+        using V = Vector<T, lanes>;
+        const i64 rows, row_step, columns, column_step, left_step, right_step;
+        const T alpha;
+    };
+};
+
+#undef BLOCKSPARSE_SHORT_LOOP
+
+}  // namespace blocksparse
