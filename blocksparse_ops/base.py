@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import pytensor.scalar as ps
 from pytensor import config
 from pytensor.gradient import DisconnectedType, disconnected_type
-from pytensor.graph.basic import Apply, Variable
+from pytensor.graph.basic import Apply, Constant, Variable
 from pytensor.graph.fg import FunctionGraph
 from pytensor.link.c.op import OpenMPOp
 from pytensor.tensor.basic import cast, tensor_copy
@@ -160,14 +160,26 @@ class SparseBlockOp(TensorOp, OpenMPOp):
     def c_support_code_struct(self, node: Apply, name: str) -> str:
         return source.declare_kernels(name)
 
+    def c_cleanup_code_struct(self, node: Apply, name: str) -> str:
+        return source.release_constants(name)
+
     def c_code_cache_version(self) -> tuple[Hashable, ...]:
         return (*source.version(), self.openmp)
+
+    def c_code_cache_version_apply(self, node: Apply) -> tuple[Hashable, ...]:
+        return (*self.c_code_cache_version(), self.constant_indices(node))
 
     def c_code(
         self, node: Apply, name: str, inputs: list[str], outputs: list[str], sub: dict[str, str]
     ) -> str:
-        dtype = node.outputs[0].type.dtype
         (output,) = outputs
-        return source.call(
-            name, self.signature, dtype, inputs, output, self.inplace, self.openmp, sub["fail"]
-        )
+        return source.call(node, name, inputs, output, sub["fail"])
+
+    def indices(self, node: Apply) -> list[Variable]:
+        """The arguments that are indices."""
+        names = self.signature.names
+        return [node.inputs[names.index(name)] for name in self.signature.indexed]
+
+    def constant_indices(self, node: Apply) -> tuple[bool, ...]:
+        """Whether each index is a constant."""
+        return tuple(isinstance(index, Constant) for index in self.indices(node))

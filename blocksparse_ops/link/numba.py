@@ -1,5 +1,6 @@
 """The ops in Numba: importing this registers them."""
 
+from collections import namedtuple
 from hashlib import sha256
 
 import numba
@@ -20,7 +21,14 @@ from blocksparse_ops.index import CheckBlockIndex
 from blocksparse_ops.kernels.numba import version
 from blocksparse_ops.kernels.numba.arrays import is_signed, view, view_index
 from blocksparse_ops.kernels.numba.check import OPS, call_fail, from_start, ready_fail
+from blocksparse_ops.kernels.numba.choose import is_direct
 from blocksparse_ops.kernels.numba.compile import kernel
+from blocksparse_ops.kernels.numba.direct import (
+    RUN_DIRECT_GEMV,
+    RUN_DIRECT_GEMV_PARALLEL,
+    RUN_DIRECT_OUTER,
+    RUN_DIRECT_OUTER_PARALLEL,
+)
 from blocksparse_ops.kernels.numba.gemv import CHECK_GEMV, RUN_GEMV, RUN_GEMV_PARALLEL
 from blocksparse_ops.kernels.numba.outer import CHECK_OUTER, RUN_OUTER, RUN_OUTER_PARALLEL
 from blocksparse_ops.kernels.numba.plain import plain_gemv, plain_outer
@@ -30,7 +38,7 @@ from blocksparse_ops.kernels.numba.threads import (
     threads_allowed,
 )
 from blocksparse_ops.ops import SparseBlockGemv, SparseBlockOuter
-from blocksparse_ops.signature import NO_FAULT
+from blocksparse_ops.signature import LARGEST, NO_FAULT
 from blocksparse_ops.zeros import BlockZeros
 
 # The types of scalar that the tiles are written for.
@@ -56,41 +64,76 @@ def overload_destination(o):
     return writeable
 
 
-def funcify(op, node, check_unit, units, plain):
-    """Compiled code that checks, and computes: function(o, array, array, index, index, scale).
+# What an op is compiled to: a unit that checks all arguments but the scale; whether a call goes the
+# direct path; units that compute on either path, without threads and with them; and a function that
+# computes in the types of scalar that these are not written for.
+Kernels = namedtuple("Kernels", "check is_direct direct sorted plain")
 
-    Parameters
-    ----------
-    check_unit : Unit
-        Checks all arguments but the scale.
-    units : pair of Unit
-        Compute without threads and with them, in the types of scalar that tiles are written for.
-    plain : callable
-        Computes in others.
-    """
+
+@kernel
+def is_direct_gemv(out, W):
+    return is_direct(W.shape[2], W.shape[3])
+
+
+@kernel
+def is_direct_outer(out, x):
+    return is_direct(out.shape[2], out.shape[3])
+
+
+GEMV_KERNELS = Kernels(
+    CHECK_GEMV,
+    is_direct_gemv,
+    (RUN_DIRECT_GEMV, RUN_DIRECT_GEMV_PARALLEL),
+    (RUN_GEMV, RUN_GEMV_PARALLEL),
+    plain_gemv,
+)
+OUTER_KERNELS = Kernels(
+    CHECK_OUTER,
+    is_direct_outer,
+    (RUN_DIRECT_OUTER, RUN_DIRECT_OUTER_PARALLEL),
+    (RUN_OUTER, RUN_OUTER_PARALLEL),
+    plain_outer,
+)
+
+
+def funcify(op, node, kernels):
+    """Compiled code that checks, and computes: function(o, array, array, index, index, scale)."""
     number, inplace, one = OPS.index(op.signature.op), op.inplace, one_of(node)
     # Raises, when a function is built and not when it is called, what Numba has no scalars of.
     cpu_target.target_context.get_value_type(numba.typeof(one))
-    ready_check, check = check_unit.ready, check_unit.call
-    unit, threads = units[config.openmp], threads_allowed if config.openmp else one_thread
-    ready, run = unit.ready, unit.call
+    ready_check, check = kernels.check.ready, kernels.check.call
+    direct, by_block = kernels.direct[config.openmp], kernels.sorted[config.openmp]
+    ready_direct, call_direct = direct.ready, direct.call
+    ready_sorted, call_sorted = by_block.ready, by_block.call
+    goes_direct = kernels.is_direct
+    first_bounds, second_bounds = bounds_of_indices(node)
+    threads = threads_allowed if config.openmp else one_thread
     if config.openmp:
         start_threads()
 
     @kernel
+    def view_all(out, first, second, first_index, second_index):
+        indices = view_index(first_index, first_bounds), view_index(second_index, second_bounds)
+        return (view(out), view(first), view(second), *indices)
+
+    @kernel
     def compute(out, first, second, first_index, second_index, scale):
-        views = view(out), view(first), view(second), view_index(first_index)
-        ready(scale, 0)
-        run(scale, 0, (*views, view_index(second_index), scale, threads()))
+        views = view_all(out, first, second, first_index, second_index)
+        arguments = (*views, scale, threads())
+        if goes_direct(out, first):
+            ready_direct(scale, 0)
+            call_direct(scale, 0, arguments)
+        else:
+            ready_sorted(scale, 0)
+            call_sorted(scale, 0, arguments)
 
     if one.dtype.name not in FAST:
-        compute = plain
+        compute = kernels.plain
 
     @kernel
     def checked(o, first, second, first_index, second_index, scale):
-        views = view(o), view(first), view(second), view_index(first_index)
         ready_check(0, 0)
-        fault = check(0, 0, (*views, view_index(second_index)))
+        fault = check(0, 0, view_all(o, first, second, first_index, second_index))
         if fault[0] != NO_FAULT:
             ready_fail(0, 0)
             call_fail(0, 0, (number, fault))
@@ -101,6 +144,26 @@ def funcify(op, node, check_unit, units, plain):
     return checked
 
 
+def bounds_of_indices(node):
+    """The least and the greatest value of each index, if it is a constant: see IndexArray."""
+
+    def bounds_of(index):
+        least, greatest = (int(index.min()), int(index.max())) if index.size else (0, -1)
+        return (least, greatest) if least >= 0 and greatest <= LARGEST else (-1, -1)
+
+    op = node.op
+    return tuple(
+        bounds_of(variable.data) if is_constant else (-1, -1)
+        for variable, is_constant in zip(op.indices(node), op.constant_indices(node), strict=True)
+    )
+
+
+def cache_key(node):
+    """For Numba's cache on disk: all that the code depends on but the op and the types."""
+    text = repr((version(), config.openmp, bounds_of_indices(node)))
+    return int(sha256(text.encode()).hexdigest()[:15], 16)
+
+
 def one_of(node):
     """A one of the dtype of a node's result."""
     return np.dtype(node.outputs[0].type.dtype).type(1)
@@ -108,25 +171,25 @@ def one_of(node):
 
 @register_funcify_default_op_cache_key(SparseBlockGemv)
 def numba_funcify_SparseBlockGemv(op, node, **kwargs):
-    checked = funcify(op, node, CHECK_GEMV, (RUN_GEMV, RUN_GEMV_PARALLEL), plain_gemv)
+    checked = funcify(op, node, GEMV_KERNELS)
     one = one_of(node)
 
     @kernel
     def sparse_block_gemv(o, W, h, inputIdx, outputIdx):
         return checked(o, W, h, inputIdx, outputIdx, one)
 
-    return sparse_block_gemv, version() + config.openmp
+    return sparse_block_gemv, cache_key(node)
 
 
 @register_funcify_default_op_cache_key(SparseBlockOuter)
 def numba_funcify_SparseBlockOuter(op, node, **kwargs):
-    checked = funcify(op, node, CHECK_OUTER, (RUN_OUTER, RUN_OUTER_PARALLEL), plain_outer)
+    checked = funcify(op, node, OUTER_KERNELS)
 
     @kernel
     def sparse_block_outer(o, x, y, xIdx, yIdx, alpha):
         return checked(o, x, y, xIdx, yIdx, alpha.item())
 
-    return sparse_block_outer, version() + config.openmp
+    return sparse_block_outer, cache_key(node)
 
 
 @register_funcify_default_op_cache_key(CheckBlockIndex)

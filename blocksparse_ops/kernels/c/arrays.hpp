@@ -11,12 +11,19 @@ using i64 = std::int64_t;
 
 enum class Integer { none, i8, i16, i32, i64, u8, u16, u32, u64 };
 
+// The values of an index that is a constant, and which of them are the least and the greatest.
+struct KnownIndex {
+    const i64* values = nullptr;
+    i64 least = 0, greatest = 0;
+};
+
 struct Array {
     char* data = nullptr;
     int ndim = 0;
     i64 shape[4] = {};
     i64 strides[4] = {};
     Integer integer = Integer::none;  // what an index array holds
+    KnownIndex known;
 };
 
 // Uninitialised memory: every element is written before it is read.

@@ -99,14 +99,41 @@ Fault check_index_as(const Array& index, i64 argument, i64 blocks, i64* from_sta
     return all_in_range ? Fault{} : first_out_of_range<Index>(index, argument, blocks);
 }
 
+// The blocks that an index names, counted from the start, example after example.
+class BlockNumbers {
+   public:
+    i64 size() const { return length; }
+    i64 operator[](i64 at) const { return first[at]; }
+    const i64* begin() const { return first; }
+    const i64* end() const { return first + length; }
+
+    // What to fill.
+    i64* allocate(i64 size) {
+        own = Buffer<i64>(size);
+        first = own.begin(), length = size;
+        return own.begin();
+    }
+
+    // Values that stay where they are for as long as this is used.
+    void borrow(const i64* values, i64 size) { first = values, length = size; }
+
+   private:
+    const i64* first = nullptr;
+    i64 length = 0;
+    Buffer<i64> own;
+};
+
 // Where the indices stand among the arguments of either op.
 constexpr int input_index = 3, output_index = 4;
 
-// Writes the indices of one argument, counted from the start, example after example.
-inline Fault check_index(const Array& index, i64 argument, i64 blocks,
-                         Buffer<i64>& from_start) {
-    from_start = Buffer<i64>(index.shape[0] * index.shape[1]);
-    i64* out = from_start.begin();
+inline Fault check_index(const Array& index, i64 argument, i64 blocks, BlockNumbers& numbers) {
+    const i64 size = index.shape[0] * index.shape[1];
+    // Of a constant two numbers are enough to know that all are in range.
+    if (index.known.values && index.known.least >= 0 && index.known.greatest < blocks) {
+        numbers.borrow(index.known.values, size);
+        return {};
+    }
+    i64* out = numbers.allocate(size);
     switch (index.integer) {
         case Integer::i8: return check_index_as<std::int8_t>(index, argument, blocks, out);
         case Integer::i16: return check_index_as<std::int16_t>(index, argument, blocks, out);
@@ -120,7 +147,7 @@ inline Fault check_index(const Array& index, i64 argument, i64 blocks,
 }
 
 struct Indices {
-    Buffer<i64> input, output;  // counted from the start, example after example
+    BlockNumbers input, output;
 };
 
 // Checks all that can be wrong with a call of either op.

@@ -64,10 +64,13 @@ INDEX = "index"
 COMPILE_ARGS = ("-std=c++17",)
 
 KERNEL = """
-bool call_{kernel}(PyArrayObject* const* inputs, PyArrayObject** output, bool inplace) {{
+bool call_{kernel}(PyArrayObject* const* inputs, PyArrayObject** output, bool inplace,
+                   void* const* constants) {{
     static const blocksparse::SizePair equal_sizes[] = {{{equal_sizes}}};
     return blocksparse::call<blocksparse::{kernel}<{scalar}>>(
-        "{op}", inputs, output, inplace, equal_sizes, {count}, {{{products_of_a_thread}}});
+        "{op}", inputs, output, inplace,
+        reinterpret_cast<blocksparse::ConstantIndex* const*>(constants), equal_sizes, {count},
+        {{{products_of_a_thread}}});
 }}
 """
 

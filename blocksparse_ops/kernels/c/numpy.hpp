@@ -88,8 +88,8 @@ inline bool check_index_and_sizes(PyArrayObject* index, PyArrayObject* const* nu
     values.shape[1] = PyArray_SIZE(row);
     values.strides[1] = PyArray_ITEMSIZE(row);
     values.integer = integer_of(row);
-    Buffer<i64> from_start;
-    const Fault fault = without_gil([&] { return check_index(values, 0, number(0), from_start); });
+    BlockNumbers blocks;
+    const Fault fault = without_gil([&] { return check_index(values, 0, number(0), blocks); });
     Py_DECREF(row);
     if (sound && !fault) return true;
     PyObject* op = make_op();
@@ -137,13 +137,45 @@ inline bool place_output(PyArrayObject* o, PyArrayObject** output, bool inplace)
     return true;
 }
 
-// One call of an op. Returns false with a Python error set, and nothing written, if it cannot be
+// What an op keeps of an index that is a constant, from one call to the next.
+struct ConstantIndex {
+    PyArrayObject* copy;
+    i64 least, greatest;
+};
+
+// Looks at a constant index the first time. It is copied, for PyTensor shares its memory with whoever
+// made it. Returns false with a Python error set if that cannot be done.
+inline bool know(PyArrayObject* index, ConstantIndex& constant, KnownIndex& known) {
+    if (!constant.copy) {
+        PyObject* copy = PyArray_FROM_OTF(
+            reinterpret_cast<PyObject*>(index), NPY_INT64,
+            NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_ENSURECOPY | NPY_ARRAY_FORCECAST);
+        if (!copy) return false;
+        constant.copy = reinterpret_cast<PyArrayObject*>(copy);
+        const i64* values = static_cast<const i64*>(PyArray_DATA(constant.copy));
+        const i64* end = values + PyArray_SIZE(constant.copy);
+        if (values < end) {
+            constant.least = *std::min_element(values, end);
+            constant.greatest = *std::max_element(values, end);
+        }
+    }
+    const i64* values = static_cast<const i64*>(PyArray_DATA(constant.copy));
+    known = {values, constant.least, constant.greatest};
+    return true;
+}
+
+// One call of an op. `constants` has a place for each index that is a constant. Returns false with a Python error set, and nothing written, if it cannot be
 // done.
 template <class Kernel>
 bool call(const char* op, PyArrayObject* const* inputs, PyArrayObject** output, bool inplace,
-          const SizePair* equal_sizes, int pair_count, const Thresholds& thresholds) {
+          ConstantIndex* const* constants, const SizePair* equal_sizes, int pair_count,
+          const Thresholds& thresholds) {
     Array arguments[Kernel::arguments];
     for (int a = 0; a < Kernel::arguments; ++a) arguments[a] = view(inputs[a]);
+    for (int a : {input_index, output_index}) {
+        ConstantIndex* constant = constants[a - input_index];
+        if (constant && !know(inputs[a], *constant, arguments[a].known)) return false;
+    }
     Kernel kernel;
     Fault fault = without_gil([&] {
         return kernel.prepare(arguments, equal_sizes, pair_count, thresholds, most_threads());

@@ -1,7 +1,7 @@
 // The (example, input, output) triples sorted by the block that they use.
 #pragma once
 
-#include "arrays.hpp"
+#include "check.hpp"
 
 #include <algorithm>
 #include <utility>
@@ -14,7 +14,7 @@ using Row = std::uint32_t;
 
 // One of the two index arrays: the block of each row.
 struct Side {
-    const Buffer<i64>& blocks_of_rows;
+    const BlockNumbers& blocks_of_rows;
     i64 window, blocks;
 };
 

@@ -6,15 +6,16 @@ import sys
 from functools import cache
 from hashlib import sha256
 
+from pytensor.graph.basic import Apply
+
 from blocksparse_ops.kernels import thresholds
 from blocksparse_ops.kernels.c.extension import DIRECT, SCALARS, SORTED
 from blocksparse_ops.kernels.thresholds import DIRECT_ELEMENTS, DIRECT_THICKNESS
-from blocksparse_ops.signature import Signature
 
 # PyTensor asks for debugging information, which takes a call longer to compile than all else.
 COMPILE_ARGS = ("-g0",)
 
-CALL = "bool (*)(PyArrayObject* const*, PyArrayObject**, bool)"
+CALL = "bool (*)(PyArrayObject* const*, PyArrayObject**, bool, void* const*)"
 CHECK = "bool (*)(PyArrayObject*, PyArrayObject* const*, int, PyObject* (*)())"
 
 
@@ -31,8 +32,20 @@ def declare(pointer: str) -> str:
 
 
 def declare_kernels(name: str) -> str:
-    """C code, of a struct, that declares the kernels on both paths, for `call`."""
-    return declare(f"{DIRECT}_{name}") + declare(f"{SORTED}_{name}")
+    """C code, of a struct, that declares what `call` keeps: the kernels on both paths, and what
+    they know of indices that are constants, as ConstantIndex of numpy.hpp has it."""
+    constants = f"""
+    struct {{
+        PyArrayObject* copy = nullptr;
+        npy_int64 least = 0, greatest = 0;
+    }} constants_{name}[2];
+    """
+    return declare(f"{DIRECT}_{name}") + declare(f"{SORTED}_{name}") + constants
+
+
+def release_constants(name: str) -> str:
+    """C code that frees what `call` keeps."""
+    return f"for (auto& constant : constants_{name}) Py_CLEAR(constant.copy);"
 
 
 def load(pointer: str, module: str, function: str, openmp: bool, fail: str) -> str:
@@ -55,16 +68,7 @@ def load(pointer: str, module: str, function: str, openmp: bool, fail: str) -> s
     """
 
 
-def call(
-    name: str,
-    signature: Signature,
-    dtype: str,
-    inputs: list[str],
-    output: str,
-    inplace: bool,
-    openmp: bool,
-    fail: str,
-) -> str:
+def call(node: Apply, name: str, inputs: list[str], output: str, fail: str) -> str:
     """C code that chooses the path of a call, and calls its kernel.
 
     A kernel is loaded, and built if it is not there, when a call first takes its path.
@@ -74,20 +78,26 @@ def call(
     NotImplementedError
         If the kernels are not written for this dtype: PyTensor then runs `perform`.
     """
+    op, dtype = node.op, node.outputs[0].type.dtype
     if dtype not in SCALARS:
         raise NotImplementedError(f"the C kernels compute in {' and '.join(SCALARS)}, not {dtype}")
-    blocks = inputs[signature.blocks]
+    blocks = inputs[op.signature.blocks]
     module = f'is_direct ? "{DIRECT}_{dtype}" : "{SORTED}_{dtype}"'
+    kept = [
+        f"&constants_{name}[{which}]" if is_constant else "nullptr"
+        for which, is_constant in enumerate(op.constant_indices(node))
+    ]
     return f"""
     {{
         const npy_intp rows = PyArray_DIM({blocks}, 2), columns = PyArray_DIM({blocks}, 3);
         const bool is_direct = rows * columns <= {DIRECT_ELEMENTS} ||
                                (rows < columns ? rows : columns) <= {DIRECT_THICKNESS};
         void*& loaded = is_direct ? {DIRECT}_{name} : {SORTED}_{name};
-        if (!loaded) {load("loaded", module, signature.op, openmp, fail)}
+        if (!loaded) {load("loaded", module, op.signature.op, op.openmp, fail)}
         PyArrayObject* const arguments[] = {{{", ".join(inputs)}}};
+        void* const constants[] = {{{", ".join(kept)}}};
         const auto kernel = reinterpret_cast<{CALL}>(loaded);
-        if (!kernel(arguments, &{output}, {str(inplace).lower()})) {{
+        if (!kernel(arguments, &{output}, {str(op.inplace).lower()}, constants)) {{
             {fail}
         }}
     }}

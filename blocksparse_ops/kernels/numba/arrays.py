@@ -13,7 +13,9 @@ from blocksparse_ops.kernels.numba.records import scalar_of
 from blocksparse_ops.kernels.numba.vector import Code
 
 Array = namedtuple("Array", "data shape strides")
-IndexArray = namedtuple("IndexArray", "data shape strides itemsize is_signed")
+
+# Of a constant that has no negative values `least` and `greatest` are known; else least is -1.
+IndexArray = namedtuple("IndexArray", "data shape strides itemsize is_signed least greatest")
 
 
 def array_type(ndim):
@@ -21,7 +23,7 @@ def array_type(ndim):
 
 
 INDEX_ARRAY = NamedTuple(
-    (int64, UniTuple(int64, 2), UniTuple(int64, 2), int64, boolean), IndexArray
+    (int64, UniTuple(int64, 2), UniTuple(int64, 2), int64, boolean, int64, int64), IndexArray
 )
 
 
@@ -60,10 +62,9 @@ def overload_is_signed(index):
 
 
 @kernel
-def view_index(index):
-    return IndexArray(
-        address_of(index), index.shape, index.strides, index.itemsize, is_signed(index)
-    )
+def view_index(index, bounds):
+    address, signed = address_of(index), is_signed(index)
+    return IndexArray(address, index.shape, index.strides, index.itemsize, signed, *bounds)
 
 
 @intrinsic

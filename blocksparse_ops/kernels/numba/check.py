@@ -1,12 +1,14 @@
 """What is wrong with the arguments, as a plain record, and the indices counted from the start."""
 
 import numpy as np
+from llvmlite import ir
 from numba import objmode
-from numba.core.types import UniTuple, int64, void
+from numba.core.types import UniTuple, boolean, int64, void
+from numba.extending import intrinsic
 
 from blocksparse_ops.kernels.numba.arrays import load
 from blocksparse_ops.kernels.numba.compile import Unit, kernel
-from blocksparse_ops.kernels.numba.memory import set_word
+from blocksparse_ops.kernels.numba.vector import WORD, WORD_BYTES, Code, word
 from blocksparse_ops.signature import (
     LARGEST,
     MOST_ROWS,
@@ -73,14 +75,115 @@ def from_start(value, is_signed, blocks):
     return value if 0 <= value < blocks else -1
 
 
+def index_pass(stores):
+    """The function that goes over contiguous values in vectors: pass(start, count, ...).
+
+    It returns whether all are in range and, if it `stores`, writes the blocks that they name,
+    counted from the start, to a table.
+    """
+
+    @intrinsic
+    def all_in_range(typing_context, start, count, itemsize, is_signed, blocks, table):
+        def generate(context, builder, signature, values):
+            start, count, itemsize, is_signed, *others = values
+            result = builder.alloca(ir.IntType(1))
+            code, done = Code(builder), builder.append_basic_block()
+            switch = builder.switch(itemsize, done)
+            for size in (1, 2, 4, 8):
+                case = builder.append_basic_block()
+                switch.add_case(word(size), case)
+                builder.position_at_end(case)
+                found = values_in_range(code, size, stores, start, count, is_signed, *others)
+                builder.store(found, result)
+                builder.branch(done)
+            builder.position_at_end(done)
+            return builder.load(result)
+
+        return boolean(int64, int64, int64, boolean, int64, int64), generate
+
+    return all_in_range
+
+
+def values_in_range(code, size, stores, start, count, is_signed, blocks, table):
+    """The code of a pass over values of so many bytes."""
+    builder = code.builder
+    wrap = builder.select(is_signed, blocks, word(0))
+
+    def check(lanes, k, found):
+        words = ir.VectorType(WORD, lanes)
+        values = ir.VectorType(ir.IntType(8 * size), lanes)
+        value = code.load(code.offset(start, k, word(size)), values, align=size)
+        if size < WORD_BYTES:
+            value = builder.select(
+                is_signed, builder.sext(value, words), builder.zext(value, words)
+            )
+        # An unsigned value of 2**63 or more is negative here, and out of range.
+        is_negative = builder.icmp_signed("<", value, ir.Constant(words, None))
+        from_end = builder.add(value, code.splat(wrap, words))
+        value = builder.select(is_negative, from_end, value)
+        found = builder.and_(found, builder.icmp_unsigned("<", value, code.splat(blocks, words)))
+        if stores:
+            code.store(value, code.offset(table, k, word(WORD_BYTES)), align=WORD_BYTES)
+        return [found]
+
+    def check_in_vectors(first, lanes, all_found):
+        start = [ir.Constant(ir.VectorType(ir.IntType(1), lanes), [1] * lanes)]
+        end = builder.sub(count, word(lanes - 1))
+        k, (found,) = code.for_loop(
+            first, end, word(lanes), start, lambda k, found: check(lanes, k, *found)
+        )
+        for lane in range(lanes):
+            all_found = builder.and_(all_found, builder.extract_element(found, word(lane)))
+        return k, all_found
+
+    k, found = check_in_vectors(word(0), PASS_LANES, ir.Constant(ir.IntType(1), 1))
+    return check_in_vectors(k, 1, found)[1]
+
+
+# Values that are looked at together.
+PASS_LANES = 8
+
+all_in_range, count_in_range = index_pass(False), index_pass(True)
+
+
+@kernel
+def is_contiguous(index):
+    (batch, window), (row_step, step) = index.shape, index.strides
+    return step == index.itemsize and (row_step == window * step or batch == 1)
+
+
+@kernel
+def is_known(index, blocks):
+    """Whether two numbers are enough to know that all of a constant's values are in range."""
+    return index.least >= 0 and index.greatest < blocks
+
+
+@kernel
+def pass_over(index, blocks, table, all_in_range):
+    """Whether all_in_range holds for all values of an index, of which each row may be anywhere."""
+    batch, window = index.shape
+    step, size = index.strides[1], index.itemsize
+    if is_contiguous(index):
+        return all_in_range(index.data, batch * window, size, index.is_signed, blocks, table)
+    length = window if step == size else 1
+    found = True
+    for n in range(batch):
+        for first in range(0, window, length):
+            start = index.data + n * index.strides[0] + first * step
+            found &= all_in_range(start, length, size, index.is_signed, blocks, table)
+            table += length * WORD_BYTES
+    return found
+
+
 @kernel
 def check_index(index, argument, blocks):
-    for first in range(index.shape[0]):
-        for second in range(index.shape[1]):
-            value = index_value(index, first, second)
-            if from_start(value, index.is_signed, blocks) < 0:
-                fault = SIGNED_INDEX if index.is_signed else UNSIGNED_INDEX
-                return (fault, argument, first, second, value, blocks)
+    if not is_known(index, blocks) and not pass_over(index, blocks, 0, all_in_range):
+        for first in range(index.shape[0]):
+            for second in range(index.shape[1]):
+                value = index_value(index, first, second)
+                if from_start(value, index.is_signed, blocks) < 0:
+                    fault = SIGNED_INDEX if index.is_signed else UNSIGNED_INDEX
+                    return (fault, argument, first, second, value, blocks)
     return FINE
 
 
@@ -101,14 +204,15 @@ def check(sizes, equal_sizes, triples, inputIdx, iBlocks, outputIdx, oBlocks):
 
 
 @kernel
-def count_from_start(index, blocks, found):
-    """Fill a table: the checked indices of one argument, counted from the start, by example."""
-    batch, window = index.shape
-    for n in range(batch):
-        for position in range(window):
-            value = index_value(index, n, position)
-            block = value + blocks if value < 0 else value
-            set_word(found, n * window + position, block)
+def count_from_start(index, blocks, table):
+    """The checked indices of one argument, counted from the start, by example.
+
+    It is their own memory, if they are that already, or else this table, filled.
+    """
+    if is_known(index, blocks) and index.itemsize == WORD_BYTES and is_contiguous(index):
+        return index.data
+    pass_over(index, blocks, table, count_in_range)
+    return table
 
 
 OPS = tuple(SIGNATURES)

@@ -2,7 +2,11 @@
 
 from blocksparse_ops.kernels.numba.compile import kernel
 from blocksparse_ops.kernels.numba.memory import word_at
-from blocksparse_ops.kernels.thresholds import PRODUCTS_OF_A_THREAD
+from blocksparse_ops.kernels.thresholds import (
+    DIRECT_ELEMENTS,
+    DIRECT_THICKNESS,
+    PRODUCTS_OF_A_THREAD,
+)
 
 
 @kernel
@@ -29,3 +33,9 @@ def threads_for(triples, products_of_a_triple, most):
     # In floating point: the product may overflow.
     worth = float(triples) * float(products_of_a_triple) / PRODUCTS_OF_A_THREAD
     return 1 if worth < 2 else int(min(worth, most))
+
+
+@kernel
+def is_direct(rows, columns):
+    """Whether triples of such blocks are worked on as the examples stand, by direct.py."""
+    return rows * columns <= DIRECT_ELEMENTS or min(rows, columns) <= DIRECT_THICKNESS

@@ -75,8 +75,8 @@ def run_gemv(out, W, h, inputIdx, outputIdx, scale, most_threads):
     p = new_product(scale)
     set_product(p, out, W, h, scale, most_threads)
     array = allocate_tables(p, take_product)
-    count_from_start(inputIdx, W.shape[0], p.input)
-    count_from_start(outputIdx, W.shape[1], p.output)
+    p.input = count_from_start(inputIdx, W.shape[0], p.input)
+    p.output = count_from_start(outputIdx, W.shape[1], p.output)
     path, threads, product = choose_path(p), p.threads, address_of_record(p)
     if threads == 1:  # a prange would wake them all the same
         call_work_gemv(scale, path, (product, 0, scale))

@@ -111,8 +111,9 @@ def run_outer(out, x, y, xIdx, yIdx, alpha, most_threads):
     p = new_outer(alpha)
     set_outer(p, out, x, y, alpha, most_threads)
     array = allocate_tables(p, take_outer)
-    count_from_start(xIdx, out.shape[0], p.plan.first.blocks_of_rows)
-    count_from_start(yIdx, out.shape[1], p.plan.second.blocks_of_rows)
+    one, other = p.plan.first, p.plan.second
+    one.blocks_of_rows = count_from_start(xIdx, out.shape[0], one.blocks_of_rows)
+    other.blocks_of_rows = count_from_start(yIdx, out.shape[1], other.blocks_of_rows)
     locate_rows(x, p.x_rows)
     locate_rows(y, p.y_rows)
     plan_outer(p)

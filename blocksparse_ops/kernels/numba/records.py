@@ -84,6 +84,19 @@ class Record:
         """Write the code that reads a field."""
         return code.load(self.address(code.builder, record, field), llvm_type, align=WORD_BYTES)
 
+    def load_array(self, code, record, field):
+        """Write the code that reads a field that is an array: its address, sizes and strides."""
+        (_, sizes, _) = self.fields[field].types
+        words = [
+            code.load(
+                code.offset(self.address(code.builder, record, field), k, word(WORD_BYTES)),
+                WORD,
+                align=WORD_BYTES,
+            )
+            for k in range(words_of(self.fields[field]))
+        ]
+        return words[0], words[1 : sizes.count + 1], words[sizes.count + 1 :]
+
     def store(self, code, record, field, value):
         """Write the code that sets a field."""
         code.store(value, self.address(code.builder, record, field), align=WORD_BYTES)
