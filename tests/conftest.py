@@ -11,6 +11,9 @@ os.environ["TORCHDYNAMO_DISABLE"] = "1"
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 
+import lighter  # noqa: E402, F401
+
+
 def pytest_generate_tests(metafunc):
     """Give a test of `layout` those of its class."""
     if "layout" in metafunc.fixturenames:

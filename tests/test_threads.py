@@ -88,6 +88,8 @@ def report(mode):
 
 
 if __name__ == "__main__":
+    import lighter  # noqa: F401
+
     sys.stdout.write(json.dumps(report(sys.argv[1])))
 
 

@@ -42,6 +42,8 @@ def check_random_problems(dtype):
 
 
 if __name__ == "__main__":
+    import lighter  # noqa: F401
+
     from blocksparse_ops.kernels.numba.vector import VECTOR_BYTES
 
     size, _, dtype = WIDTHS[sys.argv[1]]
