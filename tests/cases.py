@@ -9,6 +9,7 @@ import pytensor.tensor as pt
 import pytest
 from hypothesis import strategies as st
 from pytensor import config
+from pytensor.compile.mode import Mode, get_mode
 
 needs_compiler = pytest.mark.skipif(not config.cxx, reason="needs a C++ compiler")
 
@@ -32,6 +33,11 @@ def array_modes(*modes):
 
 ARRAY_MODES = array_modes(*LIBRARIES)
 ALL_MODES = [*MODES, *ARRAY_MODES]
+
+
+def in_python(mode):
+    """The rewrites of a mode, and Python to run what they give, which compiles nothing."""
+    return Mode("py", get_mode(mode).optimizer)
 
 
 @dataclass(frozen=True)

@@ -193,68 +193,65 @@ def test_zeros_of_a_gradient_stay_an_allocation(mode, iBlocks):
         assert outer.inplace
 
 
-BATCHED = [
-    ("h",),
-    ("o",),
-    ("inputIdx", "outputIdx"),
-    ("o", "h"),
-    ("h", "outputIdx"),
-    ("o", "h", "inputIdx", "outputIdx"),
-]
+# The op, its problem, the axes that are added, to which arguments, and whether Blockwise has them.
+VECTORIZED = {
+    "gemv folds into its batch": (
+        sparse_block_gemv,
+        Draw.gemv,
+        (2, 3),
+        [
+            ("h",),
+            ("o",),
+            ("inputIdx", "outputIdx"),
+            ("o", "h"),
+            ("h", "outputIdx"),
+            ("o", "h", "inputIdx", "outputIdx"),
+        ],
+        False,
+    ),
+    "gemv over weights": (sparse_block_gemv, Draw.gemv, (2,), [("W",), ("W", "h")], True),
+    "outer": (sparse_block_outer, Draw.outer, (2,), [("o",), ("x", "yIdx"), ("alpha",)], True),
+    "dot": (sparse_block_dot, Draw.dot, (2,), [("h",), ("h", "inputIdx", "outputIdx")], False),
+}
+
+
+def is_in_blockwise(variable):
+    nodes = [v.owner for v in pytensor.graph.ancestors([variable]) if v.owner]
+    cores = [node.op.core_op for node in nodes if isinstance(node.op, Blockwise)]
+    return any(isinstance(op, SparseBlockGemv | SparseBlockOuter) for op in cores)
 
 
 @pytest.mark.parametrize("mode", ALL_MODES)
-@pytest.mark.parametrize("names", BATCHED, ids="-".join)
-def test_vectorize_gemv_folds_into_its_batch(mode, names):
-    check_vectorized(mode, sparse_block_gemv, "gemv", names, (2, 3))
-
-
-@pytest.mark.parametrize("mode", ALL_MODES)
-@pytest.mark.parametrize("names", [("W",), ("W", "h")], ids="-".join)
-def test_vectorize_gemv_over_weights(mode, names):
-    check_vectorized(mode, sparse_block_gemv, "gemv", names, (2,), in_blockwise=True)
-
-
-@pytest.mark.parametrize("mode", ALL_MODES)
-@pytest.mark.parametrize("names", [("o",), ("x", "yIdx"), ("alpha",)], ids="-".join)
-def test_vectorize_outer(mode, names):
-    check_vectorized(mode, sparse_block_outer, "outer", names, (2,), in_blockwise=True)
-
-
-@pytest.mark.parametrize("mode", ALL_MODES)
-@pytest.mark.parametrize("names", [("h",), ("h", "inputIdx", "outputIdx")], ids="-".join)
-def test_vectorize_dot(mode, names):
-    check_vectorized(mode, sparse_block_dot, "dot", names, (2,))
-
-
-def check_vectorized(mode, build, problem, names, new_shape, in_blockwise=False):
-    """Compare one vectorised call with a call for each new batch item."""
-    draws = [getattr(Draw(SIZES, seed, "float64"), problem)() for seed in range(np.prod(new_shape))]
+@pytest.mark.parametrize("name", VECTORIZED)
+def test_vectorize(name, mode):
+    """Vectorised calls, in one function, beside a call for each new batch item."""
+    build, draw, new_shape, combinations, in_blockwise = VECTORIZED[name]
+    draws = [draw(Draw(SIZES, seed, "float64")) for seed in range(np.prod(new_shape))]
     arrays = draws[0]
+    stacked = {
+        name: np.stack([draw[name] for draw in draws]).reshape(*new_shape, *np.shape(array))
+        for name, array in arrays.items()
+    }
     # PyTensor 3.0 reshapes to known shapes alone in JAX.
     is_static = mode == "JAX"
-    inputs = symbols(arrays, is_static)
+    inputs, batched = symbols(arrays, is_static), symbols(stacked, is_static)
     out = build(*inputs.values())
-    batched = dict(inputs)
-    values = dict(arrays)
-    for name in names:
-        stacked = np.stack([draw[name] for draw in draws])
-        values[name] = stacked.reshape(*new_shape, *arrays[name].shape)
-    batched |= symbols({name: values[name] for name in names}, is_static)
-    replaced = {inputs[name]: batched[name] for name in names}
-    vectorized = vectorize_graph(out, replaced)
-    function = pytensor.function(list(batched.values()), vectorized, mode=mode)
-    cores = [
-        v.owner.op.core_op
-        for v in pytensor.graph.ancestors([vectorized])
-        if v.owner and isinstance(v.owner.op, Blockwise)
+    outputs = [
+        vectorize_graph(out, {inputs[name]: batched[name] for name in names})
+        for names in combinations
     ]
-    assert any(isinstance(op, SparseBlockGemv | SparseBlockOuter) for op in cores) == in_blockwise
-    actual = function(*values.values())
+    assert all(is_in_blockwise(output) == in_blockwise for output in outputs)
+    function = pytensor.function(
+        [*inputs.values(), *batched.values()], outputs, mode=mode, on_unused_input="ignore"
+    )
     single = pytensor.function(list(inputs.values()), out, mode="FAST_COMPILE")
-    for k, position in enumerate(np.ndindex(*new_shape)):
-        item = {name: draws[k][name] if name in names else arrays[name] for name in arrays}
-        np.testing.assert_allclose(actual[position], single(*item.values()), rtol=1e-12)
+    results = function(*arrays.values(), *stacked.values())
+    for names, actual in zip(combinations, results, strict=True):
+        for item, position in zip(draws, np.ndindex(*new_shape), strict=True):
+            one = arrays | {name: item[name] for name in names}
+            np.testing.assert_allclose(
+                actual[position], single(*one.values()), rtol=1e-12, err_msg=str(names)
+            )
 
 
 def test_vectorize_gemv_with_nothing_in_it():

@@ -1,12 +1,12 @@
 """Sizes that are only not known to be equal: steps stay sparse, and are checked when they run."""
 
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import pytensor
 import pytensor.tensor as pt
 import pytest
-from cases import ARRAY_MODES, MODES
+from cases import ARRAY_MODES, MODES, in_python
 from pytensor.compile.mode import Mode
 
 from blocksparse_ops import SparseBlockOuter, sparse_block_dot, sparse_block_gemv
@@ -118,9 +118,15 @@ def starts_from_zeros(node):
     return o.owner is not None and "Zeros" in str(o.owner.op)
 
 
+# Of the others the graphs that a mode's rewrites give run in Python: their ops are the same.
+COMPILED = (weights_of_unknown_shape, rows_and_columns, two_gradients_of_two_weights)
+
+
 @pytest.mark.parametrize("mode", MODES[1:])
 @pytest.mark.parametrize("build", STEPS, ids=lambda build: build.__name__)
 def test_steps(build, mode):
+    if build not in COMPILED:
+        mode = in_python(mode)
     layer, parameter, new = build()
     [expected] = pytensor.function(layer.inputs, [new], mode=AS_IT_STANDS)(*layer.values)
     function = pytensor.function(layer.inputs, updates=[(parameter, new)], mode=mode)
@@ -141,20 +147,27 @@ def test_gradients_of_different_shapes_are_not_added(mode):
         function(*values)
 
 
+@cache
+def accumulate(mode):
+    """A function that adds a gradient to an accumulator, the accumulator, and its arguments."""
+    layer, V = Layer(COLUMN, known=COLUMN), ones(COLUMN)
+    function = pytensor.function(layer.inputs, updates=[(V, V + layer.g)], mode=mode)
+    return function, V, layer.values
+
+
 @pytest.mark.parametrize("mode", MODES[1:])
 @pytest.mark.parametrize("shape", [(3, 4, 7, 5), (9, 4, 1, 5), (3, 9, 1, 5)])
 def test_an_accumulator_of_another_shape(mode, shape):
     """A gradient is not stretched, even along an axis where it is known to have one element."""
-    layer, V = Layer(COLUMN, known=COLUMN), ones(shape)
-    function = pytensor.function(layer.inputs, updates=[(V, V + layer.g)], mode=mode)
+    function, V, values = accumulate(mode)
+    V.set_value(np.ones(shape))
     with pytest.raises((ValueError, AssertionError)):
-        function(*layer.values)
+        function(*values)
     np.testing.assert_array_equal(V.get_value(), np.ones(shape))
 
 
 @pytest.mark.parametrize("mode", MODES[1:])
-@pytest.mark.parametrize("wrong", [(5, 2, 5), (6, 3, 5), (6, 2, 4)])
-def test_a_bias_does_not_hide_zeros_of_another_shape(mode, wrong):
+def test_a_bias_does_not_hide_zeros_of_another_shape(mode):
     layer, c = Layer(BLOCK), pt.dtensor3("c")
     sizes = pt.lscalars("n", "w", "q")
     product = sparse_block_gemv(pt.zeros(sizes), layer.W, *layer.inputs)
@@ -163,8 +176,9 @@ def test_a_bias_does_not_hide_zeros_of_another_shape(mode, wrong):
     right = function(*layer.values, bias, *bias.shape)
     expected = pytensor.function(layer.inputs, layer.y, mode=AS_IT_STANDS)(*layer.values)
     np.testing.assert_allclose(right, expected + 1)
-    with pytest.raises((ValueError, AssertionError)):
-        function(*layer.values, bias, *wrong)
+    for wrong in ((5, 2, 5), (6, 3, 5), (6, 2, 4)):
+        with pytest.raises((ValueError, AssertionError)):
+            function(*layer.values, bias, *wrong)
 
 
 def model_with_a_gate(b):
