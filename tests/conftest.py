@@ -10,8 +10,21 @@ os.environ["TORCHDYNAMO_DISABLE"] = "1"
 # Of JAX most of the time is XLA's, on loops that run once.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
-
 import lighter  # noqa: E402, F401
+from pytensor import config  # noqa: E402
+
+# All that JAX compiles is kept, as what PyTensor compiles is.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(config.compiledir, "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+# Files of few tests that take long.
+FIRST = {"test_kernel_driver", "test_numba", "test_random_graphs", "test_scan", "test_vectors"}
+
+
+def pytest_collection_modifyitems(items):
+    """Have no long file come last, when all other processes are done."""
+    items.sort(key=lambda item: item.path.stem not in FIRST)
 
 
 def pytest_generate_tests(metafunc):

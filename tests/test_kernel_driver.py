@@ -7,8 +7,10 @@ ThreadSanitizer takes too long for the suite. To run it, from the root of the re
     TSAN_OPTIONS=halt_on_error=1 setarch -R /tmp/kernel_driver --problems 10000
 """
 
+import os
 import platform
 import subprocess
+from hashlib import sha256
 from importlib import resources
 from pathlib import Path
 
@@ -31,32 +33,43 @@ LACKING = 77
 PROBE = f'int main() {{ return __builtin_cpu_supports("%s") ? 0 : {LACKING}; }}\n'
 
 
-def build(path, executable, vectors):
-    """Compile under sanitizers. To optimise would take four times as long."""
+def build(path, vectors):
+    """Compile under sanitizers, unless it lies where PyTensor keeps what it compiles.
+
+    To optimise would take four times as long.
+    """
     command = [config.cxx, *extension.COMPILE_ARGS, "-O0", "-g1", "-pthread", f"-I{HEADERS}"]
     command += [f"-m{vectors}" if IS_X86 else "-march=native"]
     # What is undefined is so at any width, and to look for it doubles the time.
     sanitizers = "address,undefined" if vectors == VECTORS[0] else "address"
     command += [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
-    compiled = subprocess.run(
-        [*command, str(path), "-o", str(executable)], capture_output=True, text=True
-    )
-    assert compiled.returncode == 0, compiled.stderr
+    sources = [path, *path.parent.glob("kernel_*"), *HEADERS.iterdir()]
+    about = (command, [source.read_bytes() for source in sources if source.is_file()])
+    name = sha256(repr(about).encode()).hexdigest()[:32]
+    executable = Path(config.compiledir, f"{path.stem}_{name}")
+    if not executable.exists():
+        # Compiled beside it, and moved as a whole.
+        unfinished = executable.with_suffix(f".{os.getpid()}")
+        compiled = subprocess.run(
+            [*command, str(path), "-o", str(unfinished)], capture_output=True, text=True
+        )
+        assert compiled.returncode == 0, compiled.stderr
+        unfinished.replace(executable)
+    return executable
 
 
 @pytest.fixture(scope="module", params=VECTORS)
 def driver(request, tmp_path_factory):
     """Run the driver, compiled for one width of vectors."""
-    folder = tmp_path_factory.mktemp("driver")
     if IS_X86:
-        (folder / "probe.cpp").write_text(PROBE % request.param)
-        build(folder / "probe.cpp", folder / "probe", request.param)
-        if subprocess.run([folder / "probe"]).returncode == LACKING:
+        probe = tmp_path_factory.mktemp("probe") / "probe.cpp"
+        probe.write_text(PROBE % request.param)
+        if subprocess.run([build(probe, request.param)]).returncode == LACKING:
             pytest.skip(f"needs a CPU with {request.param}")
-    build(DRIVER, folder / "kernel_driver", request.param)
+    executable = build(DRIVER, request.param)
 
     def run(*arguments):
-        ran = subprocess.run([folder / "kernel_driver", *arguments], capture_output=True, text=True)
+        ran = subprocess.run([executable, *arguments], capture_output=True, text=True)
         assert ran.returncode == 0, ran.stderr
 
     return run
