@@ -133,7 +133,7 @@ RATES = {
 # others, which have the same ops, the graph that a mode's rewrites give runs in Python, in place as
 # well.
 PYTHON = Mode("py", "fast_run")
-COMPILED_FORM = "W - lr*g"
+COMPILED = ("W - lr*g", "input")
 
 
 @pytest.mark.parametrize("form", PURE)
@@ -149,16 +149,15 @@ COMPILED_FORM = "W - lr*g"
 def test_plain_steps(form, dtype, floatX, mode):
     """One in-place outer, nothing dense; whatever the learning rate is."""
     with pytensor.config.change_flags(floatX=floatX):
-        if form != COMPILED_FORM:
-            mode = in_python(mode)
-        for rate in RATES if form == COMPILED_FORM else ["input"]:
+        for rate in RATES if form == COMPILED[0] else ["input"]:
             step = Step(dtype)
             new = PURE[form](step, RATES[rate](step))
             if new.dtype != dtype:
                 # A Python number is a float64 there: PyTensor itself refuses such an update.
                 assert (rate, dtype, floatX) == ("python", "float32", "float64")
                 continue
-            assert_step(step, [(step.W, new)], mode, outers=1, dense=0)
+            run_by = mode if (form, rate) == COMPILED else in_python(mode)
+            assert_step(step, [(step.W, new)], run_by, outers=1, dense=0)
 
 
 def momentum(s):
