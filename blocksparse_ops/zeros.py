@@ -1,6 +1,7 @@
 """Zeros that stay an allocation, so that what is added to them can be added in place."""
 
 from collections.abc import Hashable, Iterable, Sequence
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -51,6 +52,53 @@ class BlockZeros(TensorOp, Alloc):
 
     def c_code_cache_version(self) -> tuple[Hashable, ...]:
         return (1, *super().c_code_cache_version())
+
+
+class RepeatedZero(TensorOp):
+    """Zeros as a view of a single one, for what reads them only.
+
+    Parameters of a call are those of an `Alloc`.
+    """
+
+    __props__ = ()
+    view_map: ClassVar = {0: [0]}
+
+    def make_node(self, value: TensorVariable, *sizes: TensorVariable) -> Apply:
+        return Apply(self, [value, *sizes], [BlockZeros()(value, *sizes).type()])
+
+    def perform(
+        self, node: Apply, inputs: Sequence[np.ndarray], output_storage: list[list]
+    ) -> None:
+        value, *sizes = inputs
+        output_storage[0][0] = np.broadcast_to(value, tuple(map(int, sizes)))
+
+    def do_constant_folding(self, fgraph: FunctionGraph, node: Apply) -> bool:
+        return False
+
+    def c_code(
+        self, node: Apply, name: str, inputs: list[str], outputs: list[str], sub: dict[str, str]
+    ) -> str:
+        value, *shape = inputs
+        (output,) = outputs
+        sizes = ", ".join(f"*static_cast<dtype_{size}*>(PyArray_DATA({size}))" for size in shape)
+        return f"""
+        {{
+            npy_intp shape[] = {{{sizes}}}, strides[{len(shape)}] = {{}};
+            PyArray_Descr* descriptor = PyArray_DESCR({value});
+            Py_INCREF(descriptor);
+            Py_XSETREF({output}, reinterpret_cast<PyArrayObject*>(PyArray_NewFromDescr(
+                &PyArray_Type, descriptor, {len(shape)}, shape, strides, PyArray_DATA({value}), 0,
+                nullptr)));
+            Py_INCREF({value});
+            if (!{output} ||
+                PyArray_SetBaseObject({output}, reinterpret_cast<PyObject*>({value})) < 0) {{
+                {sub["fail"]}
+            }}
+        }}
+        """
+
+    def c_code_cache_version(self) -> tuple[Hashable, ...]:
+        return (1,)
 
 
 class SizeOf(TensorOp):

@@ -41,4 +41,5 @@ from blocksparse_ops.rewrites import bounds as bounds
 from blocksparse_ops.rewrites import inplace as inplace
 from blocksparse_ops.rewrites import scan as scan
 from blocksparse_ops.rewrites import sizes as sizes
+from blocksparse_ops.rewrites import start as start
 from blocksparse_ops.rewrites import update as update

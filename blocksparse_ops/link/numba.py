@@ -19,7 +19,13 @@ from pytensor.link.numba.dispatch.tensor_basic import numba_funcify_Alloc
 
 from blocksparse_ops.index import CheckBlockIndex
 from blocksparse_ops.kernels.numba import version
-from blocksparse_ops.kernels.numba.arrays import is_signed, view, view_index
+from blocksparse_ops.kernels.numba.arrays import (
+    address_of,
+    is_one_element,
+    is_signed,
+    view,
+    view_index,
+)
 from blocksparse_ops.kernels.numba.check import OPS, call_fail, from_start, ready_fail
 from blocksparse_ops.kernels.numba.choose import is_direct
 from blocksparse_ops.kernels.numba.compile import kernel
@@ -28,6 +34,7 @@ from blocksparse_ops.kernels.numba.direct import (
     RUN_DIRECT_GEMV_PARALLEL,
     RUN_DIRECT_OUTER,
     RUN_DIRECT_OUTER_PARALLEL,
+    writes_all,
 )
 from blocksparse_ops.kernels.numba.gemv import CHECK_GEMV, RUN_GEMV, RUN_GEMV_PARALLEL
 from blocksparse_ops.kernels.numba.outer import CHECK_OUTER, RUN_OUTER, RUN_OUTER_PARALLEL
@@ -39,7 +46,7 @@ from blocksparse_ops.kernels.numba.threads import (
 )
 from blocksparse_ops.ops import SparseBlockGemv, SparseBlockOuter
 from blocksparse_ops.signature import LARGEST, NO_FAULT
-from blocksparse_ops.zeros import BlockZeros
+from blocksparse_ops.zeros import BlockZeros, RepeatedZero
 
 # The types of scalar that the tiles are written for.
 FAST = ("float32", "float64")
@@ -64,10 +71,19 @@ def overload_destination(o):
     return writeable
 
 
+@kernel
+def fill(out, o):
+    if out.size > 0 and is_one_element(view(o)):
+        out.fill(o.flat[0])
+    else:
+        out[...] = o
+
+
 # What an op is compiled to: a unit that checks all arguments but the scale; whether a call goes the
-# direct path; units that compute on either path, without threads and with them; and a function that
-# computes in the types of scalar that these are not written for.
-Kernels = namedtuple("Kernels", "check is_direct direct sorted plain")
+# direct path, and whether that can start from one value; units that compute on either path, without
+# threads and with them; and a function that computes in the types of scalar that these are not
+# written for.
+Kernels = namedtuple("Kernels", "check is_direct can_start direct sorted plain")
 
 
 @kernel
@@ -80,9 +96,20 @@ def is_direct_outer(out, x):
     return is_direct(out.shape[2], out.shape[3])
 
 
+@kernel
+def gemv_can_start(o, W, h):
+    return is_direct_gemv(o, W) and writes_all(h, W)
+
+
+@kernel
+def never_starts(o, first, second):
+    return False
+
+
 GEMV_KERNELS = Kernels(
     CHECK_GEMV,
     is_direct_gemv,
+    gemv_can_start,
     (RUN_DIRECT_GEMV, RUN_DIRECT_GEMV_PARALLEL),
     (RUN_GEMV, RUN_GEMV_PARALLEL),
     plain_gemv,
@@ -90,6 +117,7 @@ GEMV_KERNELS = Kernels(
 OUTER_KERNELS = Kernels(
     CHECK_OUTER,
     is_direct_outer,
+    never_starts,
     (RUN_DIRECT_OUTER, RUN_DIRECT_OUTER_PARALLEL),
     (RUN_OUTER, RUN_OUTER_PARALLEL),
     plain_outer,
@@ -105,7 +133,8 @@ def funcify(op, node, kernels):
     direct, by_block = kernels.direct[config.openmp], kernels.sorted[config.openmp]
     ready_direct, call_direct = direct.ready, direct.call
     ready_sorted, call_sorted = by_block.ready, by_block.call
-    goes_direct = kernels.is_direct
+    goes_direct, plain = kernels.is_direct, kernels.plain
+    can_start = never_starts if inplace else kernels.can_start
     first_bounds, second_bounds = bounds_of_indices(node)
     threads = threads_allowed if config.openmp else one_thread
     if config.openmp:
@@ -117,18 +146,21 @@ def funcify(op, node, kernels):
         return (view(out), view(first), view(second), *indices)
 
     @kernel
-    def compute(out, first, second, first_index, second_index, scale):
+    def compute(out, first, second, first_index, second_index, scale, start):
         views = view_all(out, first, second, first_index, second_index)
-        arguments = (*views, scale, threads())
         if goes_direct(out, first):
             ready_direct(scale, 0)
-            call_direct(scale, 0, arguments)
+            call_direct(scale, 0, (*views, scale, start, threads()))
         else:
             ready_sorted(scale, 0)
-            call_sorted(scale, 0, arguments)
+            call_sorted(scale, 0, (*views, scale, threads()))
+
+    @kernel
+    def compute_plainly(out, first, second, first_index, second_index, scale, start):
+        plain(out, first, second, first_index, second_index, scale)
 
     if one.dtype.name not in FAST:
-        compute = kernels.plain
+        compute, can_start = compute_plainly, never_starts
 
     @kernel
     def checked(o, first, second, first_index, second_index, scale):
@@ -137,8 +169,13 @@ def funcify(op, node, kernels):
         if fault[0] != NO_FAULT:
             ready_fail(0, 0)
             call_fail(0, 0, (number, fault))
-        out = destination(o) if inplace else o.copy()
-        compute(out, first, second, first_index, second_index, scale)
+        out, start = destination(o) if inplace else np.empty(o.shape, o.dtype), 0
+        if not inplace and is_one_element(view(o)) and can_start(o, first, second):
+            # What starts from one value everywhere need not be written first and read again.
+            start = address_of(o)
+        elif not inplace:
+            fill(out, o)
+        compute(out, first, second, first_index, second_index, scale, start)
         return out
 
     return checked
@@ -220,6 +257,32 @@ def numba_funcify_CheckBlockIndex(op, **kwargs):
     return check_block_index, version()
 
 
+def shape_of_sizes(ndim):
+    """The function that makes a shape of so many sizes that are arrays."""
+
+    @kernel
+    def shape_of(sizes):
+        lengths = np.empty(ndim, np.int64)
+        axis = 0
+        for size in literal_unroll(sizes):
+            lengths[axis] = size.item()
+            axis += 1  # noqa: SIM113
+        return to_fixed_tuple(lengths, ndim)
+
+    return shape_of
+
+
+@register_funcify_default_op_cache_key(RepeatedZero)
+def numba_funcify_RepeatedZero(op, node, **kwargs):
+    shape_of = shape_of_sizes(node.outputs[0].type.ndim)
+
+    @kernel
+    def repeated_zero(value, *sizes):
+        return np.broadcast_to(value, shape_of(sizes))
+
+    return repeated_zero, version()
+
+
 # To fill more numbers takes longer than to leave compiled code.
 LARGE = 1 << 16
 
@@ -230,17 +293,15 @@ def numba_funcify_BlockZeros(op, node, **kwargs):
         return numba_funcify_Alloc(op, node, **kwargs)
     out_type = node.outputs[0].type
     dtype, ndim = np.dtype(out_type.dtype), out_type.ndim
-    array_type = types.Array(numba.from_dtype(dtype), ndim, "C")
+    array_type, shape_of = types.Array(numba.from_dtype(dtype), ndim, "C"), shape_of_sizes(ndim)
 
     @kernel
     def block_zeros(value, *sizes):
-        lengths = np.empty(ndim, np.int64)
-        axis = 0
-        for size in literal_unroll(sizes):
-            lengths[axis] = size.item()
-            axis += 1  # noqa: SIM113
-        shape = to_fixed_tuple(lengths, ndim)
-        if lengths.prod() < LARGE:
+        shape = shape_of(sizes)
+        count = 1
+        for length in shape:
+            count *= length
+        if count < LARGE:
             return np.zeros(shape, dtype)
         # NumPy's come as zero from the system: pages that nothing is added to are never touched.
         with numba.objmode(zeros=array_type):

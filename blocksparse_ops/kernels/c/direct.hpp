@@ -14,8 +14,8 @@ namespace blocksparse {
 
 // The rows of both windows, one row of the output after the other.
 //
-// If `single`, each window has one place, and a vector holds all columns of a block: the loops over
-// them take longer than the products of the smallest blocks.
+// If `single`, each window has one place: loops over them take longer than small products do. So do
+// those over the vectors of a block, if one holds all columns: `whole`, below.
 template <bool single>
 class Window {
    public:
@@ -52,6 +52,7 @@ template <class T>
 class DirectGemv {
    public:
     static constexpr int arguments = 5;  // o, W, h, inputIdx, outputIdx
+    static constexpr bool can_start = true;
 
     // Checks, and allocates all that work() needs. Writes nothing of the caller's.
     Fault prepare(const Array* args, const SizePair* equal_sizes, int pair_count,
@@ -67,7 +68,16 @@ class DirectGemv {
         return {};
     }
 
-    // To be called before work(). `array` holds the initial values.
+    // Whether each element of the output is a sum of some products.
+    bool writes_all() const { return h.shape[1] && W.shape[2] && W.shape[3]; }
+
+    // Has all sums start from one value, whatever the output holds.
+    void start_from(const char* value) {
+        starts = true;
+        std::fill_n(start, full_lanes<T>, load<T>(value));
+    }
+
+    // To be called before work(). `array` holds the initial values, if all do not start from one.
     void place(const Array& array) { out = array; }
 
     int threads() const { return workers; }
@@ -76,7 +86,7 @@ class DirectGemv {
     void work(int thread) const {
         const Share rows(out.shape[0] * out.shape[1], thread, workers);
         const i64 depth = W.shape[2], columns = W.shape[3];
-        if (!depth || !columns || rows.first == rows.last) return;
+        if (!writes_all() || rows.first == rows.last) return;
         const bool has_rows = W.strides[3] == size;
         const bool has_columns = W.strides[2] == size && h.strides[2] == size;
         with_power<most_chains<T>>(depth, [&](auto chains) {
@@ -98,20 +108,26 @@ class DirectGemv {
     Array W, h, out;
     Indices indices;
     int workers;
+    bool starts = false;
+    T start[full_lanes<T>];
 
     template <class Sums>
     void add(const Share& rows, i64 step) const {
-        const bool single = h.shape[1] == 1 && out.shape[1] == 1 && W.shape[3] == Sums::lanes;
-        single ? add_rows<Sums, true>(rows, step) : add_rows<Sums, false>(rows, step);
+        const bool single = h.shape[1] == 1 && out.shape[1] == 1;
+        const bool whole = W.shape[3] == Sums::lanes;
+        single && whole ? add_rows<Sums, true, true>(rows, step)
+        : single        ? add_rows<Sums, true, false>(rows, step)
+                        : add_rows<Sums, false, false>(rows, step);
     }
 
-    template <class Sums, bool single>
+    template <class Sums, bool single, bool whole>
     __attribute__((noinline)) void add_rows(const Share& rows, i64 step) const {
         constexpr i64 lanes = Sums::lanes;
-        const i64 depth = W.shape[2], columns = single ? lanes : W.shape[3];
+        const i64 depth = W.shape[2], columns = whole ? lanes : W.shape[3];
         const i64 h_step = h.strides[1], left_step = h.strides[2], to_step = out.strides[2];
         const i64 i_step = W.strides[0], j_step = W.strides[1], column_step = W.strides[3];
         const char* const all_blocks = W.data;
+        const char* const initial = starts ? reinterpret_cast<const char*>(start) : nullptr;
         Window<single> window(h, out, indices, rows.first);
         Ahead ahead(W, size, indices, window.inputs, window.outputs, rows.first, rows.last);
         for (i64 row = rows.first; row < rows.last; ++row, window.next()) {
@@ -126,7 +142,8 @@ class DirectGemv {
                     sums.accumulate(window.in + v * h_step, left_step, block + q * column_step,
                                     step, depth);
                 }
-                add_lanes<T, lanes>(sums.total(), first - q, window.out + q * to_step, to_step);
+                add_lanes<T, lanes>(sums.total(), first - q, initial, window.out + q * to_step,
+                                    to_step);
             }
         }
     }
@@ -137,6 +154,7 @@ template <class T>
 class DirectOuter {
    public:
     static constexpr int arguments = 6;  // o, x, y, xIdx, yIdx, alpha
+    static constexpr bool can_start = false;
 
     // Checks, and allocates all that work() needs. Writes nothing of the caller's.
     Fault prepare(const Array* args, const SizePair* equal_sizes, int pair_count,
@@ -186,19 +204,20 @@ class DirectOuter {
     void add_by_lanes(const Sides& sides, const Share& blocks) const {
         const bool has_rows = out.strides[sides.column] == size && sides.right_step == size;
         with_power<full_lanes<T>>(has_rows ? out.shape[sides.column] : 1, [&](auto lanes) {
-            const bool single =
-                x.shape[1] == 1 && y.shape[1] == 1 && out.shape[sides.column] == lanes();
-            single ? add_blocks<lanes(), true>(sides, blocks)
-                   : add_blocks<lanes(), false>(sides, blocks);
+            const bool single = x.shape[1] == 1 && y.shape[1] == 1;
+            const bool whole = out.shape[sides.column] == lanes();
+            single && whole ? add_blocks<lanes(), true, true>(sides, blocks)
+            : single        ? add_blocks<lanes(), true, false>(sides, blocks)
+                            : add_blocks<lanes(), false, false>(sides, blocks);
         });
     }
 
-    template <int lanes, bool single>
+    template <int lanes, bool single, bool whole>
     __attribute__((noinline)) void add_blocks(const Sides& sides, const Share& blocks) const {
         const i64 x_step = x.strides[1], oBlocks = out.shape[1], rows = x.shape[0] * y.shape[1];
         const bool has_all = blocks.last - blocks.first == out.shape[0] * oBlocks;
         const bool swaps = sides.row == 3;
-        const Block<lanes, single> block(out, sides, alpha);
+        const Block<lanes, whole> block(out, sides, alpha);
         Window<single> window(x, y, indices, 0);
         Ahead ahead(out, size, indices, window.inputs, window.outputs, 0, rows);
         for (i64 row = 0; row < rows; ++row, window.next()) {
@@ -216,12 +235,12 @@ class DirectOuter {
     }
 
     // All that blocks have in common.
-    template <int lanes, bool single>
+    template <int lanes, bool whole>
     class Block {
        public:
         Block(const Array& out, const Sides& sides, T alpha)
             : rows(out.shape[sides.row]), row_step(out.strides[sides.row]),
-              columns(single ? lanes : out.shape[sides.column]), column_step(out.strides[sides.column]),
+              columns(whole ? lanes : out.shape[sides.column]), column_step(out.strides[sides.column]),
               left_step(sides.left_step), right_step(sides.right_step), alpha(alpha) {}
 
         // to[k][q] += alpha * left[k] * right[q]

@@ -12,6 +12,7 @@ template <class T>
 class Gemv {
    public:
     static constexpr int arguments = 5;  // o, W, h, inputIdx, outputIdx
+    static constexpr bool can_start = false;
 
     // Checks, plans and allocates all that work() needs. Writes nothing of the caller's.
     Fault prepare(const Array* args, const SizePair* equal_sizes, int pair_count,

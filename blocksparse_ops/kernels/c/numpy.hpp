@@ -121,20 +121,28 @@ inline bool writeable(PyArrayObject* array) {
     return PyArray_ISWRITEABLE(array);
 }
 
-// Makes *output hold the values of `o`: o itself, the output of the last call, or a new array.
-inline bool place_output(PyArrayObject* o, PyArrayObject** output, bool inplace) {
+// A view that repeats a single element.
+inline bool is_one_element(PyArrayObject* array) {
+    for (int axis = 0; axis < PyArray_NDIM(array); ++axis)
+        if (PyArray_DIM(array, axis) > 1 && PyArray_STRIDE(array, axis) != 0) return false;
+    return true;
+}
+
+// Makes *output an array to write the result into: o itself, the output of the last call, or a new
+// one. It holds the values of `o`, unless these are not needed.
+inline bool place_output(PyArrayObject* o, PyArrayObject** output, bool inplace, bool copies) {
     if (inplace && writeable(o)) {
         Py_INCREF(o);
         Py_XSETREF(*output, o);
         return true;
     }
-    if (*output && *output != o && PyArray_IS_C_CONTIGUOUS(*output) &&
-        PyArray_ISWRITEABLE(*output) && PyArray_SAMESHAPE(*output, o))
-        return PyArray_CopyInto(*output, o) == 0;
-    PyArrayObject* copy = reinterpret_cast<PyArrayObject*>(PyArray_NewCopy(o, NPY_CORDER));
-    if (!copy) return false;
-    Py_XSETREF(*output, copy);
-    return true;
+    if (!*output || *output == o || !PyArray_IS_C_CONTIGUOUS(*output) ||
+        !PyArray_ISWRITEABLE(*output) || !PyArray_SAMESHAPE(*output, o)) {
+        PyObject* array = PyArray_SimpleNew(PyArray_NDIM(o), PyArray_DIMS(o), PyArray_TYPE(o));
+        if (!array) return false;
+        Py_XSETREF(*output, reinterpret_cast<PyArrayObject*>(array));
+    }
+    return !copies || PyArray_CopyInto(*output, o) == 0;
 }
 
 // What an op keeps of an index that is a constant, from one call to the next.
@@ -184,7 +192,13 @@ bool call(const char* op, PyArrayObject* const* inputs, PyArrayObject** output, 
         raise_fault(op, fault);
         return false;
     }
-    if (!place_output(inputs[0], output, inplace)) return false;
+    // What starts from the same value everywhere need not be written first and read again.
+    bool starts = false;
+    if constexpr (Kernel::can_start)
+        starts = PyArray_SIZE(inputs[0]) && kernel.writes_all() && is_one_element(inputs[0]);
+    if (!place_output(inputs[0], output, inplace, !starts)) return false;
+    if constexpr (Kernel::can_start)
+        if (starts && *output != inputs[0]) kernel.start_from(PyArray_BYTES(inputs[0]));
     kernel.place(view(*output));
     without_gil([&] {
         on_threads(kernel.threads(), [&](int thread) { kernel.work(thread); });

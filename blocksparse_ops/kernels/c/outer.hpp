@@ -14,6 +14,7 @@ template <class T>
 class Outer {
    public:
     static constexpr int arguments = 6;  // o, x, y, xIdx, yIdx, alpha
+    static constexpr bool can_start = false;
 
     // Checks, plans and allocates all that work() needs. Writes nothing of the caller's.
     Fault prepare(const Array* args, const SizePair* equal_sizes, int pair_count,

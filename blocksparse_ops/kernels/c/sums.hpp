@@ -38,17 +38,22 @@ V select_from(i64 first, const V& more, const V& less) {
         return lanes_from<T, lanes>(first, std::make_integer_sequence<int, lanes>{}) ? more : less;
 }
 
-// to[q] += sum[q] for all lanes q but the first, `overlap` of them.
+// to[q] += sum[q] for all lanes q but the first, `overlap` of them; with a vector of initial values,
+// to[q] = initial[q] + sum[q].
 template <class T, int lanes>
-void add_lanes(const Vector<T, lanes>& sum, i64 overlap, char* to, i64 step) {
+void add_lanes(const Vector<T, lanes>& sum, i64 overlap, const char* initial, char* to, i64 step) {
     using V = Vector<T, lanes>;
-    if (step == static_cast<i64>(sizeof(T))) {
-        const V old = load_vector<V>(to), all = old + sum;
-        store_vector(to, overlap ? select_from<T, lanes>(overlap, all, old) : all);
+    constexpr i64 size = sizeof(T);
+    if (step == size) {
+        const V all = load_vector<V>(initial ? initial : to) + sum;
+        store_vector(to, overlap ? select_from<T, lanes>(overlap, all, load_vector<V>(to)) : all);
     } else {
         T each[lanes];
         store_vector(reinterpret_cast<char*>(each), sum);
-        for (i64 q = overlap; q < lanes; ++q) *reinterpret_cast<T*>(to + q * step) += each[q];
+        for (i64 q = overlap; q < lanes; ++q) {
+            T& element = *reinterpret_cast<T*>(to + q * step);
+            element = (initial ? load<T>(initial + q * size) : element) + each[q];
+        }
     }
 }
 

@@ -48,6 +48,15 @@ def view(array):
     return Array(address_of(array), array.shape, array.strides)
 
 
+@kernel
+def is_one_element(array):
+    """Whether a view repeats a single element."""
+    for axis in range(len(array.shape)):
+        if array.shape[axis] > 1 and array.strides[axis] != 0:
+            return False
+    return True
+
+
 def is_signed(index):
     """Whether an index array holds signed integers."""
     raise AssertionError("only for compiled code")

@@ -165,7 +165,7 @@ def pass_over(index, blocks, table, all_in_range):
     step, size = index.strides[1], index.itemsize
     if is_contiguous(index):
         return all_in_range(index.data, batch * window, size, index.is_signed, blocks, table)
-    length = window if step == size else 1
+    length = max(window, 1) if step == size else 1
     found = True
     for n in range(batch):
         for first in range(0, window, length):

@@ -10,7 +10,13 @@ from numba import prange
 from numba.core.types import int64, void
 from numba.extending import intrinsic
 
-from blocksparse_ops.kernels.numba.arrays import INDEX_ARRAY, array_type, keep_alive
+from blocksparse_ops.kernels.numba.arrays import (
+    INDEX_ARRAY,
+    array_type,
+    keep_alive,
+    load,
+    store,
+)
 from blocksparse_ops.kernels.numba.check import count_from_start
 from blocksparse_ops.kernels.numba.choose import threads_for
 from blocksparse_ops.kernels.numba.compile import Unit, kernel
@@ -49,10 +55,11 @@ MOST_COLUMNS = 4
 most_chains_of = constant(most_chains)
 
 # What all threads work on: the blocks, what stands at the input window and at the output window,
-# tables of the indices counted from the start. `ahead` is a number of rows, or 0.
+# tables of the indices counted from the start. `ahead` is a number of rows, or 0; `initial` is the
+# address of a vector of initial values, or 0.
 DIRECT = Record(
     "Direct",
-    "input output threads ahead",
+    "input output threads ahead initial",
     blocks=array_type(4),
     left=array_type(3),
     right=array_type(3),
@@ -64,21 +71,22 @@ new_direct, direct_at = DIRECT.new, DIRECT.at
 class Rows:
     """Code that works on some rows n * outputs + w of the output window, one after the other.
 
-    If `single`, each window has one place, and a vector holds all columns of a block: the loops
-    over them take longer than the products of the smallest blocks.
+    If `shape.single`, each window has one place: loops over them take longer than small products
+    do. So do those over the vectors of a block, if one holds all columns: `shape.whole`.
     """
 
-    def __init__(self, builder, scalar, lanes, single, record):
+    def __init__(self, builder, scalar, shape, record):
         self.code, self.builder = Code(builder), builder
         self.scalar, self.size = llvm_scalar(scalar), bytes_of(scalar)
-        self.lanes, self.single = lanes, single
-        for field in ("input", "output", "ahead"):
+        self.by_columns, self.lanes = shape.by_columns, shape.lanes
+        self.single, self.whole = shape.single, shape.whole
+        for field in ("input", "output", "ahead", "initial"):
             setattr(self, field, DIRECT.load(self.code, record, field))
         for field in ("blocks", "left", "right"):
             setattr(self, field, DIRECT.load_array(self.code, record, field))
         self.scale = DIRECT.load(self.code, record, "scale", self.scalar)
-        self.inputs = word(1) if single else self.left[1][1]
-        self.outputs = word(1) if single else self.right[1][1]
+        self.inputs = word(1) if shape.single else self.left[1][1]
+        self.outputs = word(1) if shape.single else self.right[1][1]
 
     def write(self, first, last):
         """All of rows `first` to `last`."""
@@ -164,7 +172,7 @@ class Rows:
 
     def _for_each_vector(self, columns, use):
         """use(column, overlap) for each vector of columns; the last may overlap another."""
-        if self.single:
+        if self.whole:
             use(word(0), word(0))
             return
         last = self.builder.sub(columns, word(self.lanes))
@@ -181,8 +189,7 @@ class GemvRows(Rows):
     """out[n, w] += sum_v left[n, v] @ blocks[i, j], the output at the place of `right`."""
 
     def __init__(self, builder, scalar, shape, record):
-        super().__init__(builder, scalar, shape.lanes, shape.single, record)
-        self.by_columns = shape.by_columns
+        super().__init__(builder, scalar, shape, record)
         sums = ColumnSums if shape.by_columns else RowSums
         self.sums = sums(self.code, scalar, shape.chains, shape.lanes)
 
@@ -206,7 +213,8 @@ class GemvRows(Rows):
             else:
                 _, sums = code.for_loop(word(0), self.inputs, word(1), sums, accumulate)
             to = code.offset(right, column, out_step)
-            add_lanes(code, self.sums.total(sums), overlap, to, out_step, self.size)
+            total = self.sums.total(sums)
+            add_lanes(code, total, overlap, self.initial, to, out_step, self.size)
 
         self._for_each_vector(columns, add_vector)
 
@@ -215,8 +223,7 @@ class OuterRows(Rows):
     """blocks[i, j] += scale * outer(left[n, v], right[n, w]), for some of the blocks."""
 
     def __init__(self, builder, scalar, shape, record, first_block, last_block):
-        super().__init__(builder, scalar, shape.lanes, shape.single, record)
-        self.by_columns = shape.by_columns
+        super().__init__(builder, scalar, shape, record)
         self.first_block, self.last_block = first_block, last_block
         self.vector = ir.VectorType(self.scalar, self.lanes)
         self.scales = self.code.splat(self.scale, self.vector)
@@ -270,22 +277,27 @@ class OuterRows(Rows):
 
 
 # What a function is compiled for: whether columns of blocks are contiguous, the chains of a sum,
-# the columns of a vector, and whether the loops over windows and vectors are left out.
-Shape = namedtuple("Shape", "by_columns chains lanes single")
+# the columns of a vector, and whether the loops over windows and over vectors are left out.
+Shape = namedtuple("Shape", "by_columns chains lanes single whole")
 
 POWERS = 5  # of two: 1 to 16
+LOOPS = ((False, False), (True, False), (True, True))
 
 
 def shapes():
     """All, those that a processor or a scalar does not have as well."""
     powers = [1 << k for k in range(POWERS)]
-    return [Shape(*shape) for shape in product((False, True), powers, powers, (False, True))]
+    return [
+        Shape(*shape, *loops) for *shape, loops in product((False, True), powers, powers, LOOPS)
+    ]
 
 
 @kernel
-def position_of(by_columns, chains, lanes, single):
-    """Of a shape in `shapes`."""
-    return ((by_columns * POWERS + chains) * POWERS + lanes) * 2 + single
+def position_of(p, by_columns, chains, lanes, columns):
+    """Of a shape in `shapes`: powers of two are given by their exponents."""
+    single = p.left.shape[1] == 1 and p.right.shape[1] == 1
+    loops = single * (1 + (columns == 1 << lanes))
+    return ((by_columns * POWERS + chains) * POWERS + lanes) * len(LOOPS) + loops
 
 
 def runner(write):
@@ -362,6 +374,7 @@ def take_direct(p, memory):
     batch = p.left.shape[0]
     p.input = take(memory, batch * p.left.shape[1])
     p.output = take(memory, batch * p.right.shape[1])
+    p.initial = take(memory, lanes_of(p))
 
 
 @kernel
@@ -369,11 +382,6 @@ def is_nothing(p):
     """Whether there is nothing to add."""
     triples = p.left.shape[0] * p.left.shape[1] * p.right.shape[1]
     return triples == 0 or p.blocks.shape[2] * p.blocks.shape[3] == 0
-
-
-@kernel
-def is_single(p):
-    return p.left.shape[1] == 1 and p.right.shape[1] == 1
 
 
 @kernel
@@ -386,9 +394,9 @@ def shape_of_gemv(p):
     has_columns = row_step == size and p.left.strides[2] == size
     if has_columns and (columns == 1 or column_step != size):
         lanes = power_up_to(min(MOST_COLUMNS, lanes), columns)
-        return position_of(1, chains, lanes, is_single(p) and columns == 1 << lanes)
+        return position_of(p, 1, chains, lanes, columns)
     lanes = power_up_to(lanes, columns) if column_step == size else 0
-    return position_of(0, chains, lanes, is_single(p) and columns == 1 << lanes)
+    return position_of(p, 0, chains, lanes, columns)
 
 
 @kernel
@@ -402,16 +410,31 @@ def shape_of_outer(p):
         columns, column_step, right_step = rows, row_step, p.left.strides[2]
     is_contiguous = column_step == size and right_step == size
     lanes = power_up_to(lanes_of(p), columns) if is_contiguous else 0
-    return position_of(np.int64(by_columns), 0, lanes, is_single(p) and columns == 1 << lanes)
+    return position_of(p, np.int64(by_columns), 0, lanes, columns)
 
 
-def run_direct_gemv(out, W, h, inputIdx, outputIdx, scale, most_threads):
-    """Add to `out`, which holds the initial values; all has been checked."""
+@kernel
+def writes_all(h, W):
+    """Whether each element of the output is a sum of some products."""
+    return h.shape[1] * W.shape[2] * W.shape[3] != 0
+
+
+def run_direct_gemv(out, W, h, inputIdx, outputIdx, scale, start, most_threads):
+    """Add to `out`; all has been checked.
+
+    It holds the initial values or, where each element is written, `start` is where the value is
+    from which all start.
+    """
     p = new_direct(scale)
     set_direct(p, W, h, out, scale, most_threads)
     if is_nothing(p):
         return
     array = allocate_tables(p, take_direct)
+    if start == 0:
+        p.initial = 0
+    else:
+        for q in range(lanes_of(p)):
+            store(p.initial + q * size_of(p), load(start, scale))
     p.input = count_from_start(inputIdx, W.shape[0], p.input)
     p.output = count_from_start(outputIdx, W.shape[1], p.output)
     shape, threads, direct = shape_of_gemv(p), p.threads, address_of_record(p)
@@ -426,7 +449,7 @@ def run_direct_gemv(out, W, h, inputIdx, outputIdx, scale, most_threads):
     keep_alive(array)
 
 
-def run_direct_outer(out, x, y, xIdx, yIdx, alpha, most_threads):
+def run_direct_outer(out, x, y, xIdx, yIdx, alpha, start, most_threads):
     """Add to `out`, which holds the initial values; all has been checked."""
     p = new_direct(alpha)
     set_direct(p, out, x, y, alpha, most_threads)
@@ -457,20 +480,16 @@ WORK_GEMV, WORK_OUTER = (
 ready_gemv, call_gemv = WORK_GEMV.ready, WORK_GEMV.call
 ready_outer, call_outer = WORK_OUTER.ready, WORK_OUTER.call
 
-INDICES = (INDEX_ARRAY, INDEX_ARRAY)
+
+def signature_of(*ndims):
+    """Of a function of arrays, and of what is the same for both ops."""
+    arrays = [array_type(ndim) for ndim in ndims]
+    return lambda scalar: void(*arrays, INDEX_ARRAY, INDEX_ARRAY, scalar, int64, int64)
+
+
 RUN_DIRECT_GEMV, RUN_DIRECT_GEMV_PARALLEL = (
-    Unit(
-        run_direct_gemv,
-        lambda scalar: void(array_type(3), array_type(4), array_type(3), *INDICES, scalar, int64),
-        parallel=parallel,
-    )
-    for parallel in (False, True)
+    Unit(run_direct_gemv, signature_of(3, 4, 3), parallel=parallel) for parallel in (False, True)
 )
 RUN_DIRECT_OUTER, RUN_DIRECT_OUTER_PARALLEL = (
-    Unit(
-        run_direct_outer,
-        lambda scalar: void(array_type(4), array_type(3), array_type(3), *INDICES, scalar, int64),
-        parallel=parallel,
-    )
-    for parallel in (False, True)
+    Unit(run_direct_outer, signature_of(4, 3, 3), parallel=parallel) for parallel in (False, True)
 )

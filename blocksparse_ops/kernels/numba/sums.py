@@ -157,19 +157,25 @@ def select_from(code, first, more, less):
     return code.builder.select(mask, more, less)
 
 
-def add_lanes(code, total, overlap, to, step, size):
-    """to[q] += total[q] for all lanes q from number `overlap` on."""
+def add_lanes(code, total, overlap, initial, to, step, size):
+    """to[q] += total[q] for all lanes q from number `overlap` on.
+
+    With the address of a vector of initial values that is not 0, to[q] = initial[q] + total[q].
+    """
     builder, vector = code.builder, total.type
+    is_started = builder.icmp_signed("!=", initial, word(0))
     adjacent = builder.icmp_signed("==", step, word(size))
     with builder.if_else(adjacent) as (then, otherwise):
         with then:
-            old = code.load(to, vector, align=size)
-            code.store(select_from(code, overlap, builder.fadd(old, total), old), to, align=size)
+            old = code.load(builder.select(is_started, initial, to), vector, align=size)
+            new, there = builder.fadd(old, total), code.load(to, vector, align=size)
+            code.store(select_from(code, overlap, new, there), to, align=size)
         with otherwise:
 
             def add(q, _):
                 address = code.offset(to, q, step)
-                old = code.load(address, vector.element, align=size)
+                start = builder.select(is_started, code.offset(initial, q, word(size)), address)
+                old = code.load(start, vector.element, align=size)
                 lane = builder.extract_element(total, q)
                 code.store(builder.fadd(old, lane), address, align=size)
                 return []
