@@ -16,11 +16,13 @@ from blocksparse_ops import sparse_block_gemv, sparse_block_outer
 
 TASKS = Path("/proc/self/task")
 
-# Panels of output blocks, examples where there are too few panels, and one pattern for all.
+# Panels of output blocks, examples where there are too few panels, one pattern for all, and small
+# blocks, as the examples stand.
 PROBLEMS = {
     "panels": Sizes(iBlocks=5, oBlocks=6, iSize=48, oSize=70, iWin=3, oWin=2, batch=60),
     "examples": Sizes(iBlocks=9, oBlocks=1, iSize=90, oSize=30, iWin=5, oWin=1, batch=90),
     "shared": Sizes(iBlocks=1, oBlocks=1, iSize=64, oSize=64, iWin=2, oWin=3, batch=70),
+    "direct": Sizes(iBlocks=40, oBlocks=3, iSize=16, oSize=16, iWin=2, oWin=3, batch=700),
 }
 BUILD = {"gemv": sparse_block_gemv, "outer": sparse_block_outer}
 

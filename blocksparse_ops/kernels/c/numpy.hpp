@@ -153,7 +153,7 @@ struct ConstantIndex {
 
 // Looks at a constant index the first time. It is copied, for PyTensor shares its memory with whoever
 // made it. Returns false with a Python error set if that cannot be done.
-inline bool know(PyArrayObject* index, ConstantIndex& constant, KnownIndex& known) {
+inline bool know(PyArrayObject* index, ConstantIndex& constant, Array& argument) {
     if (!constant.copy) {
         PyObject* copy = PyArray_FROM_OTF(
             reinterpret_cast<PyObject*>(index), NPY_INT64,
@@ -167,8 +167,11 @@ inline bool know(PyArrayObject* index, ConstantIndex& constant, KnownIndex& know
             constant.greatest = *std::max_element(values, end);
         }
     }
+    // As 64 bits with a sign the largest unsigned values are others.
+    if (PyArray_ISUNSIGNED(index) && constant.least < 0) return true;
+    argument = view(constant.copy);
     const i64* values = static_cast<const i64*>(PyArray_DATA(constant.copy));
-    known = {values, constant.least, constant.greatest};
+    argument.known = {values, constant.least, constant.greatest};
     return true;
 }
 
@@ -182,7 +185,7 @@ bool call(const char* op, PyArrayObject* const* inputs, PyArrayObject** output, 
     for (int a = 0; a < Kernel::arguments; ++a) arguments[a] = view(inputs[a]);
     for (int a : {input_index, output_index}) {
         ConstantIndex* constant = constants[a - input_index];
-        if (constant && !know(inputs[a], *constant, arguments[a].known)) return false;
+        if (constant && !know(inputs[a], *constant, arguments[a])) return false;
     }
     Kernel kernel;
     Fault fault = without_gil([&] {
