@@ -1,5 +1,8 @@
 """The results as tables, in Markdown."""
 
+from math import exp, log
+from statistics import fmean
+
 from problems import ODD_SIZES
 
 
@@ -162,6 +165,65 @@ def scaling(results):
     ]
     head = ["case", "quantity", "", "scaling", "a matrix product's", "share"]
     yield f"### {results['settings']['threads']} threads\n\n" + table(head, rows)
+
+
+def best_by_hand(record):
+    """The fastest form that is not ours, and its seconds; None where none takes part."""
+    times = {name: t for name, t in record["times"].items() if name != "ours"}
+    return min(times.items(), key=lambda item: item[1], default=None)
+
+
+def times_as_fast(record):
+    """How many times as fast ours is as the best form by hand; NaN where none takes part."""
+    best = best_by_hand(record)
+    return best[1] / record["times"]["ours"] if best else float("nan")
+
+
+def mean_of(ratios):
+    """The geometric mean."""
+    return exp(fmean(map(log, ratios)))
+
+
+WORST_CELLS = 8
+
+
+def by_hand(results):
+    """For each mode the means, and where ours does worst."""
+    compared = [r for r in results["by_hand"] if best_by_hand(r)]
+    kinds = dict.fromkeys((r["mode"], r["window"], r["quantity"], r["indices"]) for r in compared)
+    rows = []
+    for kind in kinds:
+        mode, window, quantity, indices = kind
+        ratios = [
+            times_as_fast(r)
+            for r in compared
+            if (r["mode"], r["window"], r["quantity"], r["indices"]) == kind
+        ]
+        slower = str(sum(ratio < 1 for ratio in ratios))
+        figures = [f"{mean_of(ratios):.2f}", f"{min(ratios):.2f}", slower]
+        rows.append([mode, quantity, indices, str(window), str(len(ratios)), *figures])
+    head = ["mode", "quantity", "indices", "window", "cells", "mean", "worst", "slower"]
+    title = "### Ours, in multiples of the speed of the best form by hand"
+    yield f"{title}\n\n{table(head, rows)}"
+    for mode in dict.fromkeys(r["mode"] for r in compared):
+        chosen = [r for r in compared if r["mode"] == mode]
+        yield from worst_cells(mode, chosen)
+
+
+def worst_cells(mode, records):
+    rows = []
+    for record in sorted(records, key=times_as_fast)[:WORST_CELLS]:
+        name, time = best_by_hand(record)
+        rows.append(
+            [f"{record['groups']}, {record['iSize']} x {record['oSize']}", str(record["window"])]
+            + [record[field] for field in ("dtype", "quantity", "indices")]
+            + [f"{1e6 * record['times']['ours']:.0f} us", f"{1e6 * time:.0f} us, {name}"]
+            + [f"{times_as_fast(record):.2f}"]
+        )
+    head = ["groups, block", "window", "dtype", "quantity", "indices", "ours", "by hand", ""]
+    mean = mean_of(map(times_as_fast, records))
+    title = f"### {mode}: {len(records)} cells, geometric mean {mean:.2f}, the worst"
+    yield f"{title}\n\n{table(head, rows)}"
 
 
 def tables(study, results):

@@ -12,6 +12,7 @@ WARMING_SECONDS = 10e-3
 LONGEST_SLOT_SECONDS = 20e-3
 SLOW_CONTENDER_SECONDS = 1.0
 FEWEST_ROUNDS = 3
+MOST_CALLS = 100
 
 
 @dataclass
@@ -65,6 +66,21 @@ def rounds_of(runs, rounds, every_round=(), slot_seconds=SLOT_SECONDS, pause=0.0
             taken[name].append(seconds(runs[name], own_calls))
     gc.enable()
     return taken
+
+
+def least_of(runs, seconds_in_all, slot_seconds=SLOT_SECONDS):
+    """The least seconds a call of each of `runs`, which take turns of some calls in a row each."""
+    least = dict.fromkeys(runs, np.inf)
+    stop = time.perf_counter() + seconds_in_all
+    turn = 0
+    gc.disable()
+    while turn < FEWEST_ROUNDS or time.perf_counter() < stop:
+        for name, run in runs.items():
+            calls = 2 if turn == 0 else max(2, min(MOST_CALLS, int(slot_seconds / least[name])))
+            least[name] = min(least[name], *(seconds(run) for _ in range(calls)))
+        turn += 1
+    gc.enable()
+    return least
 
 
 def summary(series):

@@ -1,0 +1,31 @@
+"""The benchmark against forms by hand runs, and all of them compute the same."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "by_hand.py"
+# Blocks with one row and one column, and without; 1 GiB of weights is not there.
+SIZES = ["--groups", "3", "1000000000", "--inputs", "1", "2", "--outputs", "1", "--examples", "7"]
+
+
+def test_a_run(tmp_path):
+    pytest.importorskip("threadpoolctl")
+    pytest.importorskip("matplotlib")
+    output = tmp_path / "by_hand.json"
+    options = ["--modes", "FAST_COMPILE", "--dtypes", "float64", "--indices", "unknown", *SIZES]
+    options += ["--seconds", "0", "--output", str(output)]
+    command = [sys.executable, "-W", "ignore", str(SCRIPT), *options]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    records = json.loads(output.read_text())["by_hand"]
+    # Two windows, quantities and sizes of blocks.
+    assert len(records) == 2**3
+    for record in records:
+        special = {"rows", "scaled rows", "numbers"} if record["iSize"] == 1 else {"rows"}
+        assert set(record["times"]) == {"ours", "product", "matmul", "einsum"} | special
+    assert (tmp_path / "by_hand_1.svg").exists()
+    assert "FAST_COMPILE: 8 cells" in run.stdout
