@@ -13,7 +13,7 @@ stdout, every figure to a JSON file, and a heat map for each width of the window
 import argparse
 import json
 import logging
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from itertools import product
 from pathlib import Path
 
@@ -44,6 +44,8 @@ AXES = {
     "inputs": (1, 2, 4, 8, 16, 32, 64),
     "outputs": (1, 4, 16, 64),
 }
+# The modes whose libraries compile for each size: there PyTensor knows them, too.
+SIZED = ("JAX", "PYTORCH")
 FIELDS = ("mode", "window", "dtype", "indices", "quantity", "groups", "iSize", "oSize")
 
 
@@ -57,6 +59,7 @@ def parse(arguments=None):
     parser.add_argument("--seconds", type=float, default=0.3, help="of timing, for each cell")
     parser.add_argument("--longest", type=float, default=0.5, help="slower forms take no part")
     parser.add_argument("--gibibytes", type=float, default=1, help="of weights, at the most")
+    parser.add_argument("--unknown-sizes", action="store_true", help="in JAX and PyTorch, too")
     parser.add_argument("--output", type=Path, default=RESULTS / "by_hand.json")
     return parser.parse_args(arguments)
 
@@ -73,6 +76,11 @@ class Cell:
     def gibibytes(self):
         elements = self.groups * self.iSize * self.oSize
         return elements * np.dtype(self.dtype).itemsize / GIB
+
+    @property
+    def sized(self):
+        """Whether functions are compiled for these sizes."""
+        return self.mode in SIZED and not self.options.unknown_sizes
 
     def forms(self):
         forms = {"ours": Ours(self.options.examples), **BY_HAND}
@@ -91,10 +99,11 @@ class Cell:
         calls, absent = {}, {}
         for name, form in self.forms().items():
             arguments = form.arguments(*arrays)
+            sizes = [array.shape if self.sized else (None,) * array.ndim for array in arguments]
             known = self.groups if self.indices == "known" else None
-            key = self.mode, form, self.quantity, self.window, self.dtype, known
+            key = self.mode, form, self.quantity, self.window, self.dtype, *sizes
             try:
-                f = compiled(*key, self.options.examples)
+                f = compiled(*key, self.options.examples, known)
                 calls[name] = prepared(self.mode, f, arguments[: len(f.maker.inputs)])
                 calls[name]()
             except Exception as error:
@@ -120,19 +129,15 @@ def index_of(examples, window, groups):
     return np.random.default_rng(1).integers(groups, size=(examples, window))
 
 
-@cache
-def compiled(mode, form, quantity, window, dtype, known_groups, examples):
-    """A function for all sizes of blocks; with known groups the index is a constant."""
-    sizes = (1, 1, 1, 1), (1, window, 1), (1, window)
-    likes = form.arguments(*map(np.empty, sizes))
-    B, h, index = (
-        pt.tensor(dtype=d, shape=(None,) * like.ndim)
-        for d, like in zip((dtype, dtype, "int64"), likes, strict=True)
-    )
+@lru_cache(maxsize=64)
+def compiled(mode, form, quantity, window, dtype, B_shape, h_shape, index_shape, examples, groups):
+    """A function of blocks, values and, unless the number of groups is given, the index."""
+    B, h = (pt.tensor(dtype=dtype, shape=shape) for shape in (B_shape, h_shape))
+    index = pt.tensor(dtype="int64", shape=index_shape)
     inputs = [B, h, index]
-    if known_groups is not None:
-        constant = index_of(examples, window, known_groups)
-        *_, index = form.arguments(*map(np.empty, sizes[:2]), constant)
+    if groups is not None:
+        index = index_of(examples, window, groups)
+        index = index.reshape(-1) if len(index_shape) == 1 else index
         inputs = [B, h]
     outputs = form.compute(window, B, h, index)
     if quantity == "gradients":

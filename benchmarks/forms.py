@@ -74,7 +74,7 @@ BY_HAND = {
     ),
     "einsum": Form(
         lambda B, h, i: pt.einsum("np,npq->nq", h, B[i]),
-        lambda B, h, i: pt.einsum("nvp,nvpq->nq", h, B[i]),
+        lambda B, h, i: pt.einsum("nvp,nvpq->nvq", h, B[i]).sum(1),
     ),
     "rows": Form(
         lambda B, h, i: (h * B[i]).sum(1),
