@@ -5,19 +5,24 @@ linear in what is added to and in each factor, so the rules say which of the two
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+from jax.core import Tracer
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from blocksparse_ops.kernels.mapped import Axes, fold, map_gemv, map_outer
 from blocksparse_ops.kernels.tiles import (
     SORTED_REUSE,
+    Form,
     Sizes,
+    Tiles,
     choose_form,
     count_from_start,
     cut,
@@ -30,8 +35,54 @@ from blocksparse_ops.kernels.tiles import (
 # The working set of a step over windows, in elements, unless one block is larger.
 WINDOW_ELEMENTS = 1 << 17
 
+# What may be gathered at once, in elements: more leaves the cache, and steps cost less than that.
+GATHERED_ELEMENTS = 1 << 20
+
+# Below so many elements of a block, sorting takes longer than it saves.
+SORTED_BLOCK = 256
+
 # In each argument, None where none is asked for.
 Gradients: TypeAlias = tuple[Array | None, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Constants:
+    """The values of both indices where they are constants of what is compiled.
+
+    XLA would sort them, too, but takes seconds for it.
+    """
+
+    left: np.ndarray
+    right: np.ndarray
+
+    def exchanged(self) -> "Constants":
+        return Constants(self.right, self.left)
+
+
+def constants_of(values: Sequence[Any], left: Any, right: Any) -> Constants | None:
+    """Those of a call that is traced, as its values are; a call that is not compiles nothing."""
+    if isinstance(left, Tracer) or isinstance(right, Tracer):
+        return None
+    traced = any(isinstance(x, Tracer) for x in values)
+    return Constants(np.asarray(left), np.asarray(right)) if traced else None
+
+
+def cut_by_block(
+    left: Array, right: Array, sizes: Sizes, form: Form, constants: Constants | None
+) -> Tiles:
+    """Cut the triples into tiles, constants by NumPy when the product is compiled."""
+    if constants is None:
+        return cut(jnp, left, right, sizes, form)
+    tiles = cut(
+        np,
+        count_from_start(np, constants.left, sizes.iBlocks, int),
+        count_from_start(np, constants.right, sizes.oBlocks, int),
+        sizes,
+        form,
+    )
+    arrays = {name: getattr(tiles, name) for name in ("inputIdx", "outputIdx", "order", "starts")}
+    arrays = {name: None if x is None else jnp.asarray(x) for name, x in arrays.items()}
+    return tiles._replace(**arrays, steps=int(tiles.steps))
 
 
 def counted(index: Array, blocks: int) -> Array:
@@ -71,9 +122,11 @@ def add_by_block(
     outputIdx: Array,
     sizes: Sizes,
     transposed: bool,
+    constants: Constants | None,
 ) -> Array:
     """Add the products to the rows of all outputs, tile by tile of one block each."""
-    tiles = cut(jnp, inputIdx, outputIdx, sizes, choose_form(sizes, *W.shape[2:]))
+    form = choose_form(sizes, *W.shape[2:])
+    tiles = cut_by_block(inputIdx, outputIdx, sizes, form, constants)
     left = rows(h)
     product = "krq,kpq->krp" if transposed else "krp,kpq->krq"
 
@@ -128,8 +181,66 @@ def add_by_window(
     return jax.lax.fori_loop(0, -(-total // of_step), add_step, sums)
 
 
+def sorting_pays(sizes: Sizes, block: int) -> bool:
+    return reuse_of(sizes) >= SORTED_REUSE and block >= SORTED_BLOCK
+
+
+def multiply(h: Array, W: Array, i: Array, j: Array, transposed: bool) -> Array:
+    """The sums over windows and depths, of as many examples as may be gathered at once."""
+    batch, outputs = j.shape
+    if transposed:
+        blocks = gather(W, i[:, :, None], j[:, None, :], transposed)
+        matrices = blocks.reshape(*i.shape, -1, blocks.shape[-1])
+        return (matrices @ h[..., None]).sum(1).reshape(batch, outputs, -1)
+    # The blocks of one output as one matrix, by which its inputs, as one row, are multiplied.
+    blocks = gather(W, i[:, None, :], j[:, :, None], transposed)
+    matrices, row = blocks.reshape(batch, outputs, -1, blocks.shape[-1]), h.reshape(batch, 1, -1)
+    if blocks.shape[2:] == (i.shape[1], 1, 1):
+        return (row * matrices[..., 0]).sum(2, keepdims=True)
+    return (row[:, None] @ matrices)[:, :, 0]
+
+
+def examples_of_step(sizes: Sizes, block: int) -> int:
+    """How many examples have so few blocks together that these may be gathered at once."""
+    if sizes.triples * block <= GATHERED_ELEMENTS:
+        return sizes.batch
+    return WINDOW_ELEMENTS // (sizes.inputs * sizes.outputs * block)
+
+
+def some_of(values: Array, start: Array, count: int) -> Array:
+    return jax.lax.dynamic_slice_in_dim(values, start, count)
+
+
+def gemv_by_example(
+    o: Array, W: Array, h: Array, inputIdx: Array, outputIdx: Array, transposed: bool, of_step: int
+) -> Array:
+    """Gather all blocks of some examples at a time."""
+
+    def result_of(o: Array, h: Array, i: Array, j: Array) -> Array:
+        return o + multiply(h, W, i, j, transposed).astype(o.dtype)
+
+    batch = len(o)
+    if of_step >= batch:
+        return result_of(o, h, inputIdx, outputIdx)
+
+    def add_step(number: Array, result: Array) -> Array:
+        # The last step computes some examples again.
+        start = jnp.minimum(number * of_step, batch - of_step)
+        arguments = (some_of(x, start, of_step) for x in (o, h, inputIdx, outputIdx))
+        return jax.lax.dynamic_update_slice_in_dim(result, result_of(*arguments), start, 0)
+
+    return jax.lax.fori_loop(0, -(-batch // of_step), add_step, o)
+
+
 def gemv_in_steps(
-    o: Array, W: Array, h: Array, inputIdx: Array, outputIdx: Array, *, transposed: bool
+    o: Array,
+    W: Array,
+    h: Array,
+    inputIdx: Array,
+    outputIdx: Array,
+    *,
+    transposed: bool,
+    constants: Constants | None = None,
 ) -> Array:
     """o[n, w] + sum_v h[n, v] @ W[inputIdx[n, v], outputIdx[n, w]]
 
@@ -139,22 +250,64 @@ def gemv_in_steps(
     iBlocks, oBlocks = W.shape[1::-1] if transposed else W.shape[:2]
     sizes = countable_sizes(inputIdx, outputIdx, (iBlocks, oBlocks))
     inputIdx, outputIdx = counted(inputIdx, iBlocks), counted(outputIdx, oBlocks)
-    sums = fold(o)
+    result = o
     if sizes.triples and W.size:
-        add = add_by_block if reuse_of(sizes) >= SORTED_REUSE else add_by_window
-        sums = add(sums, W, h, inputIdx, outputIdx, sizes, transposed)
+        block = W.shape[2] * W.shape[3]
+        of_step = examples_of_step(sizes, block)
+        if sorting_pays(sizes, block):
+            arguments = fold(o), W, h, inputIdx, outputIdx
+            sums = add_by_block(*arguments, sizes, transposed, constants)
+            result = sums.reshape(o.shape)
+        elif of_step:
+            result = gemv_by_example(o, W, h, inputIdx, outputIdx, transposed, of_step)
+        else:
+            sums = add_by_window(fold(o), W, h, inputIdx, outputIdx, sizes, transposed)
+            result = sums.reshape(o.shape)
     wrong = (inputIdx == iBlocks).any(1, keepdims=True) | (outputIdx == oBlocks)
-    return jnp.where(wrong[:, :, None], unknown(o), sums.reshape(o.shape)).astype(o.dtype)
+    return jnp.where(wrong[:, :, None], unknown(o), result).astype(o.dtype)
 
 
-def outer_in_steps(o: Array, x: Array, y: Array, xIdx: Array, yIdx: Array) -> Array:
+def outer_by_example(o: Array, x: Array, y: Array, xIdx: Array, yIdx: Array, of_step: int) -> Array:
+    """Make all products of some examples at a time."""
+
+    def add(o: Array, x: Array, y: Array, i: Array, j: Array) -> Array:
+        products = x[:, :, None, :, None] * y[:, None, :, None, :]
+        return add_at(o, (i[:, :, None], j[:, None, :]), products)
+
+    batch = len(x)
+    if of_step >= batch:
+        return add(o, x, y, xIdx, yIdx)
+
+    def add_step(number: Array, o: Array) -> Array:
+        start = jnp.minimum(number * of_step, batch - of_step)
+        x_, y_, i, j = (some_of(values, start, of_step) for values in (x, y, xIdx, yIdx))
+        # What the last step has in common with the one before it is left out.
+        again = start + jnp.arange(of_step) < number * of_step
+        return add(o, x_, y_, jnp.where(again[:, None], len(o), i), j)
+
+    return jax.lax.fori_loop(0, -(-batch // of_step), add_step, o)
+
+
+def outer_in_steps(
+    o: Array,
+    x: Array,
+    y: Array,
+    xIdx: Array,
+    yIdx: Array,
+    *,
+    constants: Constants | None = None,
+) -> Array:
     """o[xIdx[n, v], yIdx[n, w]] += outer(x[n, v], y[n, w]), without what is out of range."""
     sizes = countable_sizes(xIdx, yIdx, o.shape[:2])
     if not sizes.triples or not o.size:
         return o
-    form = choose_form(sizes, *o.shape[2:])
     xIdx, yIdx = counted(xIdx, sizes.iBlocks), counted(yIdx, sizes.oBlocks)
-    tiles = cut(jnp, xIdx, yIdx, sizes, form)
+    block = o.shape[2] * o.shape[3]
+    of_step = examples_of_step(sizes, block)
+    if of_step and not sorting_pays(sizes, block):
+        return outer_by_example(o, x, y, xIdx, yIdx, of_step)
+    form = choose_form(sizes, *o.shape[2:])
+    tiles = cut_by_block(xIdx, yIdx, sizes, form, constants)
     left, right = rows(x), rows(y)
 
     def add_step(number: Array, o: Array) -> Array:
@@ -168,7 +321,9 @@ def outer_in_steps(o: Array, x: Array, y: Array, xIdx: Array, yIdx: Array) -> Ar
 def primitive(name: str, function: Callable, *parameters: str) -> Primitive:
     """A primitive of which the result is like its first argument."""
     made = Primitive(name)
-    made.def_impl(jax.jit(function, static_argnames=parameters))
+    compiled = jax.jit(function, static_argnames=parameters)
+    # Constants are compared by identity: with them each call would be compiled anew.
+    made.def_impl(lambda *arguments, constants, **others: compiled(*arguments, **others))
     made.def_abstract_eval(lambda o, *others, **parameters: o)
     mlir.register_lowering(made, mlir.lower_fun(function, multiple_results=False))
     return made
@@ -179,16 +334,27 @@ outer_p = primitive("sparse_block_outer", outer_in_steps)
 
 
 def gemv(
-    o: Array, W: Array, h: Array, inputIdx: Array, outputIdx: Array, transposed: bool = False
+    o: Array,
+    W: Array,
+    h: Array,
+    inputIdx: Array,
+    outputIdx: Array,
+    transposed: bool = False,
+    constants: Constants | None = None,
 ) -> Array:
-    return gemv_p.bind(o, W, h, inputIdx, outputIdx, transposed=transposed)
+    constants = constants or constants_of((o, W, h), inputIdx, outputIdx)
+    return gemv_p.bind(o, W, h, inputIdx, outputIdx, transposed=transposed, constants=constants)
 
 
-outer = outer_p.bind
+def outer(
+    o: Array, x: Array, y: Array, xIdx: Array, yIdx: Array, constants: Constants | None = None
+) -> Array:
+    constants = constants or constants_of((o, x, y), xIdx, yIdx)
+    return outer_p.bind(o, x, y, xIdx, yIdx, constants=constants)
 
 
 def pushforward(
-    op: Callable, arguments: Sequence[Array], tangents: Sequence[Any], **parameters: bool
+    op: Callable, arguments: Sequence[Array], tangents: Sequence[Any], **parameters: Any
 ) -> tuple[Array, Any]:
     """The op's result and its tangent: that of o, with a term for each factor that has one."""
     _, one, other, *indices = arguments
@@ -222,25 +388,46 @@ def pullback(cotangent: Any, o: Any, *factors: tuple[Any, Callable[[Array], Arra
 
 
 def pullback_gemv(
-    cotangent: Any, o: Any, W: Any, h: Any, inputIdx: Array, outputIdx: Array, *, transposed: bool
+    cotangent: Any,
+    o: Any,
+    W: Any,
+    h: Any,
+    inputIdx: Array,
+    outputIdx: Array,
+    *,
+    transposed: bool,
+    constants: Constants | None,
 ) -> Gradients:
+    exchanged = constants and constants.exchanged()
+
     def to_W(zeros: Array) -> Array:
         if transposed:
-            return outer(zeros, cotangent, h, outputIdx, inputIdx)
-        return outer(zeros, h, cotangent, inputIdx, outputIdx)
+            return outer(zeros, cotangent, h, outputIdx, inputIdx, exchanged)
+        return outer(zeros, h, cotangent, inputIdx, outputIdx, constants)
 
     def to_h(zeros: Array) -> Array:
-        return gemv(zeros, W, cotangent, outputIdx, inputIdx, not transposed)
+        return gemv(zeros, W, cotangent, outputIdx, inputIdx, not transposed, exchanged)
 
     return pullback(cotangent, o, (W, to_W), (h, to_h))
 
 
-def pullback_outer(cotangent: Any, o: Any, x: Any, y: Any, xIdx: Array, yIdx: Array) -> Gradients:
+def pullback_outer(
+    cotangent: Any,
+    o: Any,
+    x: Any,
+    y: Any,
+    xIdx: Array,
+    yIdx: Array,
+    *,
+    constants: Constants | None,
+) -> Gradients:
+    exchanged = constants and constants.exchanged()
+
     def to_x(zeros: Array) -> Array:
-        return gemv(zeros, cotangent, y, yIdx, xIdx, True)
+        return gemv(zeros, cotangent, y, yIdx, xIdx, True, exchanged)
 
     def to_y(zeros: Array) -> Array:
-        return gemv(zeros, cotangent, x, xIdx, yIdx)
+        return gemv(zeros, cotangent, x, xIdx, yIdx, False, constants)
 
     return pullback(cotangent, o, (x, to_x), (y, to_y))
 
@@ -249,13 +436,17 @@ ad.primitive_transposes[gemv_p] = pullback_gemv
 ad.primitive_transposes[outer_p] = pullback_outer
 
 
-def map_gemv_p(arguments: Sequence[Array], axes: Axes, *, transposed: bool) -> tuple[Array, int]:
+def map_gemv_p(
+    arguments: Sequence[Array], axes: Axes, *, transposed: bool, constants: Constants | None
+) -> tuple[Array, int]:
     call = partial(gemv, transposed=transposed)
     first_axis = "outputIdx" if transposed else "inputIdx"
     return map_gemv(jnp, counted, call, arguments, axes, first_axis), 0
 
 
-def map_outer_p(arguments: Sequence[Array], axes: Axes) -> tuple[Array, int]:
+def map_outer_p(
+    arguments: Sequence[Array], axes: Axes, *, constants: Constants | None
+) -> tuple[Array, int]:
     return map_outer(jnp, counted, outer, arguments, axes), 0
 
 

@@ -137,6 +137,18 @@ def count_from_start(xp: ModuleType, index: Any, blocks: int, dtype: Any) -> Any
     return xp.where((index >= 0) & (index < blocks), index, blocks)
 
 
+def sorted_by_block(xp: ModuleType, block: Any, sizes: Sizes) -> tuple[Any, Any]:
+    """The blocks of all triples in ascending order, and the triples in that order."""
+    triple = xp.arange(sizes.triples)
+    keys = (sizes.iBlocks + 1) * (sizes.oBlocks + 1) * sizes.triples
+    if keys > np.iinfo(dtype_name(block)).max:
+        order = xp.argsort(block)
+        return block[order], order
+    # Both as one integer: to sort these takes XLA a sixth of the time of an argsort.
+    key = xp.sort(block * sizes.triples + triple)
+    return key // sizes.triples, key % sizes.triples
+
+
 def cut(xp: ModuleType, inputIdx: Any, outputIdx: Any, sizes: Sizes, form: Form) -> Tiles:
     """Cut the triples into tiles. The indices are counted from the start."""
     left, right = inputIdx.reshape(-1), outputIdx.reshape(-1)
@@ -144,9 +156,7 @@ def cut(xp: ModuleType, inputIdx: Any, outputIdx: Any, sizes: Sizes, form: Form)
         steps = -(-sizes.triples // form.tiles)
         return Tiles(sizes, form, left, right, None, None, steps)
     block = inputIdx[:, :, None] * (sizes.oBlocks + 1) + outputIdx[:, None, :]
-    block = block.reshape(-1)
-    order = xp.argsort(block)
-    block = block[order]
+    block, order = sorted_by_block(xp, block.reshape(-1), sizes)
     within = xp.arange(sizes.triples) - xp.searchsorted(block, block)
     tile = xp.cumsum(within % form.rows == 0) - 1
     # Whole steps: those past the last tile are empty.
