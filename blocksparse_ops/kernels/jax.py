@@ -35,8 +35,11 @@ from blocksparse_ops.kernels.tiles import (
 # The working set of a step over windows, in elements, unless one block is larger.
 WINDOW_ELEMENTS = 1 << 17
 
-# What may be gathered at once, in elements: more leaves the cache, and steps cost less than that.
-GATHERED_ELEMENTS = 1 << 20
+# What may be gathered at once: more leaves the cache, and steps cost less than that.
+GATHERED_BYTES = 1 << 24
+
+# Windows of so many inputs at the most are written out, where inputs are of size 1.
+UNROLLED_WINDOW = 16
 
 # Below so many elements of a block, sorting takes longer than it saves.
 SORTED_BLOCK = 256
@@ -181,10 +184,6 @@ def add_by_window(
     return jax.lax.fori_loop(0, -(-total // of_step), add_step, sums)
 
 
-def sorting_pays(sizes: Sizes, block: int) -> bool:
-    return reuse_of(sizes) >= SORTED_REUSE and block >= SORTED_BLOCK
-
-
 def multiply(h: Array, W: Array, i: Array, j: Array, transposed: bool) -> Array:
     """The sums over windows and depths, of as many examples as may be gathered at once."""
     batch, outputs = j.shape
@@ -192,18 +191,23 @@ def multiply(h: Array, W: Array, i: Array, j: Array, transposed: bool) -> Array:
         blocks = gather(W, i[:, :, None], j[:, None, :], transposed)
         matrices = blocks.reshape(*i.shape, -1, blocks.shape[-1])
         return (matrices @ h[..., None]).sum(1).reshape(batch, outputs, -1)
+    if h.shape[2] == 1 and h.shape[1] <= UNROLLED_WINDOW:
+        # XLA makes one loop of gathers, products and sums.
+        places = (gather(W, i[:, v : v + 1], j, transposed)[:, :, 0] for v in range(h.shape[1]))
+        return sum(h[:, v, None] * blocks for v, blocks in enumerate(places))
     # The blocks of one output as one matrix, by which its inputs, as one row, are multiplied.
     blocks = gather(W, i[:, None, :], j[:, :, None], transposed)
-    matrices, row = blocks.reshape(batch, outputs, -1, blocks.shape[-1]), h.reshape(batch, 1, -1)
-    if blocks.shape[2:] == (i.shape[1], 1, 1):
-        return (row * matrices[..., 0]).sum(2, keepdims=True)
-    return (row[:, None] @ matrices)[:, :, 0]
+    matrices = blocks.reshape(batch, outputs, -1, blocks.shape[-1])
+    return (h.reshape(batch, 1, 1, -1) @ matrices)[:, :, 0]
 
 
-def examples_of_step(sizes: Sizes, block: int) -> int:
-    """How many examples have so few blocks together that these may be gathered at once."""
-    if sizes.triples * block <= GATHERED_ELEMENTS:
+def examples_of_step(sizes: Sizes, blocks: Array) -> int:
+    """How many examples to gather all blocks of at a time; 0 if there is a better way."""
+    block = blocks.shape[2] * blocks.shape[3]
+    if sizes.triples * block * blocks.dtype.itemsize <= GATHERED_BYTES:
         return sizes.batch
+    if reuse_of(sizes) >= SORTED_REUSE and block >= SORTED_BLOCK:
+        return 0
     return WINDOW_ELEMENTS // (sizes.inputs * sizes.outputs * block)
 
 
@@ -252,14 +256,11 @@ def gemv_in_steps(
     inputIdx, outputIdx = counted(inputIdx, iBlocks), counted(outputIdx, oBlocks)
     result = o
     if sizes.triples and W.size:
-        block = W.shape[2] * W.shape[3]
-        of_step = examples_of_step(sizes, block)
-        if sorting_pays(sizes, block):
-            arguments = fold(o), W, h, inputIdx, outputIdx
-            sums = add_by_block(*arguments, sizes, transposed, constants)
-            result = sums.reshape(o.shape)
-        elif of_step:
+        if of_step := examples_of_step(sizes, W):
             result = gemv_by_example(o, W, h, inputIdx, outputIdx, transposed, of_step)
+        elif reuse_of(sizes) >= SORTED_REUSE:
+            arguments = fold(o), W, h, inputIdx, outputIdx
+            result = add_by_block(*arguments, sizes, transposed, constants).reshape(o.shape)
         else:
             sums = add_by_window(fold(o), W, h, inputIdx, outputIdx, sizes, transposed)
             result = sums.reshape(o.shape)
@@ -302,9 +303,7 @@ def outer_in_steps(
     if not sizes.triples or not o.size:
         return o
     xIdx, yIdx = counted(xIdx, sizes.iBlocks), counted(yIdx, sizes.oBlocks)
-    block = o.shape[2] * o.shape[3]
-    of_step = examples_of_step(sizes, block)
-    if of_step and not sorting_pays(sizes, block):
+    if of_step := examples_of_step(sizes, o):
         return outer_by_example(o, x, y, xIdx, yIdx, of_step)
     form = choose_form(sizes, *o.shape[2:])
     tiles = cut_by_block(xIdx, yIdx, sizes, form, constants)
