@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor
-from torch.library import custom_op
+from torch.library import Library, custom_op, register_fake
 
 from blocksparse_ops import reference
 from blocksparse_ops.kernels.mapped import Axes, fold, map_gemv, map_outer
@@ -28,6 +28,12 @@ from blocksparse_ops.signature import GEMV, OUTER, Signature
 # The working set of a step, in elements: a step has more overhead than in compiled code.
 STEP_ELEMENTS = 1 << 18
 
+# Blocks of fewer elements are multiplied as they stand: sorting takes longer than it saves.
+SORTED_BLOCK = 256
+
+# An operator of a library of one's own has half the overhead of a `custom_op`.
+LIBRARY = Library("blocksparse_ops", "FRAGMENT")
+
 # In each argument, None where there is nothing.
 Gradients: TypeAlias = tuple[Tensor | None, ...]
 
@@ -36,6 +42,35 @@ def checked(signature: Signature, arguments: Sequence[Tensor]) -> list[np.ndarra
     """The indices, which come last, as arrays counted from the start, if all is right."""
     *values, left, right = arguments
     return reference.check(signature, [*values, left.numpy(force=True), right.numpy(force=True)])
+
+
+def operator(schema: str, fake: Callable) -> Callable[[Callable], Callable]:
+    """Make an operator of a function without derivatives, that PyTorch's compiler takes as it is.
+
+    Parameters
+    ----------
+    schema : str
+    fake : callable
+        What has the shape and dtype of the result.
+    """
+    name = schema.partition("(")[0]
+
+    def register(function: Callable) -> Callable:
+        LIBRARY.define(schema)
+        LIBRARY.impl(name, function, "CompositeExplicitAutograd")
+        register_fake(f"blocksparse_ops::{name}", fake, lib=LIBRARY)
+        return getattr(torch.ops.blocksparse_ops, name)
+
+    return register
+
+
+def like_first(o: Tensor, *others: Any) -> Tensor:
+    return torch.empty_like(o, memory_format=torch.contiguous_format)
+
+
+def sorting_pays(inputIdx: Tensor, outputIdx: Tensor, blocks: Tensor) -> bool:
+    reuse = reuse_of(sizes_of(inputIdx, outputIdx, blocks.shape[:2]))
+    return reuse >= SORTED_REUSE and blocks.shape[2] * blocks.shape[3] >= SORTED_BLOCK
 
 
 def steps_of(signature: Signature, arguments: Sequence[Tensor], blocks: Tensor) -> Iterator[Step]:
@@ -63,7 +98,13 @@ def counted(index: Tensor, blocks: int) -> Tensor:
     return torch.where((index >= 0) & (index < blocks), index, blocks)
 
 
-@custom_op("blocksparse_ops::gemv", mutates_args=())
+GEMV_SCHEMA = "gemv(Tensor o, Tensor W, Tensor h, Tensor inputIdx, Tensor outputIdx) -> Tensor"
+OUTER_SCHEMA = (
+    "outer(Tensor o, Tensor x, Tensor y, Tensor xIdx, Tensor yIdx, bool checked_already) -> Tensor"
+)
+
+
+@operator(GEMV_SCHEMA, like_first)
 def gemv_in_steps(o: Tensor, W: Tensor, h: Tensor, inputIdx: Tensor, outputIdx: Tensor) -> Tensor:
     left, sums = rows(h), rows(o)
     for step in steps_of(GEMV, (o, W, h, inputIdx, outputIdx), W):
@@ -72,13 +113,34 @@ def gemv_in_steps(o: Tensor, W: Tensor, h: Tensor, inputIdx: Tensor, outputIdx: 
     return sums[:-1].reshape(o.shape)
 
 
-@custom_op("blocksparse_ops::outer", mutates_args=())
-def outer_in_steps(o: Tensor, x: Tensor, y: Tensor, xIdx: Tensor, yIdx: Tensor) -> Tensor:
-    left, right = rows(x), rows(y)
+def outer_by_example(o: Tensor, x: Tensor, y: Tensor, xIdx: Tensor, yIdx: Tensor) -> None:
+    """Add the products of some examples at a time to `o`; the indices count from the start."""
+    flat = xIdx[:, :, None] * o.shape[1] + yIdx[:, None, :]
+    sums = fold(o).reshape(-1, o.shape[2] * o.shape[3])
+    elements = flat.shape[1] * flat.shape[2] * sums.shape[1]
+    of_step = max(STEP_ELEMENTS // elements, 1)
+    for some_x, some_y, to in zip(
+        x.split(of_step), y.split(of_step), flat.split(of_step), strict=True
+    ):
+        products = some_x[:, :, None, :, None] * some_y[:, None, :, None, :]
+        sums.index_add_(0, to.flatten(), products.reshape(-1, sums.shape[1]))
+
+
+@operator(OUTER_SCHEMA, like_first)
+def outer_in_steps(
+    o: Tensor, x: Tensor, y: Tensor, xIdx: Tensor, yIdx: Tensor, checked_already: bool
+) -> Tensor:
     o = o.clone(memory_format=torch.contiguous_format)
-    for step in steps_of(OUTER, (o, x, y, xIdx, yIdx), o):
-        products = torch.matmul(left[step.left].mT, right[step.right])
-        o.index_put_((step.i, step.j), products, accumulate=True)
+    if sorting_pays(xIdx, yIdx, o):
+        left, right = rows(x), rows(y)
+        for step in steps_of(OUTER, (o, x, y, xIdx, yIdx), o):
+            products = torch.matmul(left[step.left].mT, right[step.right])
+            o.index_put_((step.i, step.j), products, accumulate=True)
+        return o
+    if not checked_already:
+        checked(OUTER, (o, x, y, xIdx, yIdx))
+    if o.numel() and x.numel() and y.numel():
+        outer_by_example(o, x, y, counted(xIdx, o.shape[0]), counted(yIdx, o.shape[1]))
     return o
 
 
@@ -95,26 +157,24 @@ def _(o: Tensor, W: Tensor, h: Tensor, inputIdx: Tensor, outputIdx: Tensor) -> t
     return tuple(torch.empty_like(x, dtype=torch.int64) for x in (inputIdx, outputIdx))
 
 
-def gemv_fused(o: Tensor, W: Tensor, h: Tensor, inputIdx: Tensor, outputIdx: Tensor) -> Tensor:
+def gemv_fused(
+    o: Tensor, W: Tensor, h: Tensor, inputIdx: Tensor, outputIdx: Tensor, checked_already: bool
+) -> Tensor:
     """For PyTorch's compiler, which makes of it one loop that gathers no block."""
-    left, right = check_gemv(o, W, h, inputIdx, outputIdx)
-    blocks = W[left[:, None, :], right[:, :, None]]
+    if not checked_already:
+        inputIdx, outputIdx = check_gemv(o, W, h, inputIdx, outputIdx)
+    blocks = W[inputIdx[:, None, :], outputIdx[:, :, None]]
     return o + (h[:, None, :, :, None] * blocks).sum((2, 3), dtype=o.dtype)
-
-
-for steps in (gemv_in_steps, outer_in_steps):
-    steps.register_fake(
-        lambda o, *others: torch.empty_like(o, memory_format=torch.contiguous_format)
-    )
 
 
 class Bilinear(torch.autograd.Function):
     """What is added to, and a term that is linear in each of two factors."""
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-        ctx.save_for_forward(*inputs)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        *tensors, ctx.checked_already = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
 
     @classmethod
     def pushforward(
@@ -124,9 +184,9 @@ class Bilinear(torch.autograd.Function):
         o, one, other, *indices = ctx.saved_tensors
         tangent = torch.zeros_like(o) if to is None else to
         if t_one is not None:
-            tangent = cls.apply(tangent, t_one, other, *indices)
+            tangent = cls.apply(tangent, t_one, other, *indices, ctx.checked_already)
         if t_other is not None:
-            tangent = cls.apply(tangent, one, t_other, *indices)
+            tangent = cls.apply(tangent, one, t_other, *indices, ctx.checked_already)
         return tangent
 
     @staticmethod
@@ -136,27 +196,34 @@ class Bilinear(torch.autograd.Function):
         """The gradients: that of o, and of each factor that needs one."""
         _, needs_one, needs_other, *_ = ctx.needs_input_grad
         one, other = to_one() if needs_one else None, to_other() if needs_other else None
-        return cotangent, one, other, None, None
+        return cotangent, one, other, None, None, None
 
 
 class Gemv(Bilinear):
     """o[n, w] + sum_v h[n, v] @ W[inputIdx[n, v], outputIdx[n, w]]"""
 
     @staticmethod
-    def forward(o: Tensor, W: Tensor, h: Tensor, inputIdx: Tensor, outputIdx: Tensor) -> Tensor:
-        reuse = reuse_of(sizes_of(inputIdx, outputIdx, W.shape[:2]))
-        fused = torch.compiler.is_compiling() and reuse < SORTED_REUSE
-        return (gemv_fused if fused else gemv_in_steps)(o, W, h, inputIdx, outputIdx)
+    def forward(
+        o: Tensor,
+        W: Tensor,
+        h: Tensor,
+        inputIdx: Tensor,
+        outputIdx: Tensor,
+        checked_already: bool,
+    ) -> Tensor:
+        if torch.compiler.is_compiling() and not sorting_pays(inputIdx, outputIdx, W):
+            return gemv_fused(o, W, h, inputIdx, outputIdx, checked_already)
+        return gemv_in_steps(o, W, h, inputIdx, outputIdx)
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> Gradients:
         _, W, h, inputIdx, outputIdx = ctx.saved_tensors
-        transposed = W.permute(1, 0, 3, 2)
+        transposed, already = W.permute(1, 0, 3, 2), ctx.checked_already
         return Gemv.pullback(
             ctx,
             cotangent,
-            lambda: outer(torch.zeros_like(W), h, cotangent, inputIdx, outputIdx),
-            lambda: gemv(torch.zeros_like(h), transposed, cotangent, outputIdx, inputIdx),
+            lambda: outer(torch.zeros_like(W), h, cotangent, inputIdx, outputIdx, already),
+            lambda: gemv(torch.zeros_like(h), transposed, cotangent, outputIdx, inputIdx, already),
         )
 
     @staticmethod
@@ -164,26 +231,28 @@ class Gemv(Bilinear):
         return Gemv.pushforward(ctx, to, tW, th)
 
     @staticmethod
-    def vmap(info: Any, axes: Axes, *arguments: Tensor) -> tuple[Tensor, int]:
-        return map_gemv(torch, counted, gemv, arguments, axes), 0
+    def vmap(info: Any, axes: Axes, *arguments: Any) -> tuple[Tensor, int]:
+        return map_gemv(torch, counted, gemv, arguments[:-1], axes[:-1]), 0
 
 
 class Outer(Bilinear):
     """o[xIdx[n, v], yIdx[n, w]] += outer(x[n, v], y[n, w])"""
 
     @staticmethod
-    def forward(o: Tensor, x: Tensor, y: Tensor, xIdx: Tensor, yIdx: Tensor) -> Tensor:
-        return outer_in_steps(o, x, y, xIdx, yIdx)
+    def forward(
+        o: Tensor, x: Tensor, y: Tensor, xIdx: Tensor, yIdx: Tensor, checked_already: bool
+    ) -> Tensor:
+        return outer_in_steps(o, x, y, xIdx, yIdx, checked_already)
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> Gradients:
         _, x, y, xIdx, yIdx = ctx.saved_tensors
-        transposed = cotangent.permute(1, 0, 3, 2)
+        transposed, already = cotangent.permute(1, 0, 3, 2), ctx.checked_already
         return Outer.pullback(
             ctx,
             cotangent,
-            lambda: gemv(torch.zeros_like(x), transposed, y, yIdx, xIdx),
-            lambda: gemv(torch.zeros_like(y), cotangent, x, xIdx, yIdx),
+            lambda: gemv(torch.zeros_like(x), transposed, y, yIdx, xIdx, already),
+            lambda: gemv(torch.zeros_like(y), cotangent, x, xIdx, yIdx, already),
         )
 
     @staticmethod
@@ -191,8 +260,27 @@ class Outer(Bilinear):
         return Outer.pushforward(ctx, to, tx, ty)
 
     @staticmethod
-    def vmap(info: Any, axes: Axes, *arguments: Tensor) -> tuple[Tensor, int]:
-        return map_outer(torch, counted, outer, arguments, axes), 0
+    def vmap(info: Any, axes: Axes, *arguments: Any) -> tuple[Tensor, int]:
+        return map_outer(torch, counted, outer, arguments[:-1], axes[:-1]), 0
 
 
-gemv, outer = Gemv.apply, Outer.apply
+def gemv(
+    o: Tensor,
+    W: Tensor,
+    h: Tensor,
+    inputIdx: Tensor,
+    outputIdx: Tensor,
+    checked_already: bool = False,
+) -> Tensor:
+    """o[n, w] + sum_v h[n, v] @ W[inputIdx[n, v], outputIdx[n, w]]
+
+    With `checked_already` the indices are in range, and of the type that PyTorch indexes with.
+    """
+    return Gemv.apply(o, W, h, inputIdx, outputIdx, checked_already)
+
+
+def outer(
+    o: Tensor, x: Tensor, y: Tensor, xIdx: Tensor, yIdx: Tensor, checked_already: bool = False
+) -> Tensor:
+    """o[xIdx[n, v], yIdx[n, w]] += outer(x[n, v], y[n, w])"""
+    return Outer.apply(o, x, y, xIdx, yIdx, checked_already)

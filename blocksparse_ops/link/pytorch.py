@@ -4,43 +4,75 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from pytensor.graph.basic import Apply, Constant, Variable
 from pytensor.link.pytorch.dispatch import pytorch_funcify
+from pytensor.tensor.basic import Alloc
 from torch import Tensor
 from torch.library import custom_op
 
+from blocksparse_ops.base import SparseBlockOp
 from blocksparse_ops.index import CheckBlockIndex
 from blocksparse_ops.kernels.mapped import Axes
-from blocksparse_ops.kernels.pytorch import gemv, outer
+from blocksparse_ops.kernels.pytorch import LIBRARY, gemv, operator, outer
 from blocksparse_ops.ops import SparseBlockGemv, SparseBlockOuter
+from blocksparse_ops.reference import first_out_of_range
+from blocksparse_ops.zeros import BlockZeros, is_zeros
 
 # What PyTorch multiplies no matrices of; in integers of 64 bits the result wraps as it should.
 AS_INTEGERS = (torch.bool, torch.uint16, torch.uint32, torch.uint64)
 
 
-def sparse_block_gemv(
-    o: Tensor, W: Tensor, h: Tensor, inputIdx: Tensor, outputIdx: Tensor
-) -> Tensor:
-    if o.dtype in AS_INTEGERS:
-        return gemv(*(x.long() for x in (o, W, h)), inputIdx, outputIdx).to(o.dtype)
-    return gemv(o, W, h, inputIdx, outputIdx)
+def is_checked(index: Variable, blocks: int | None) -> bool:
+    """Whether an index is known to be in range when a function is compiled or has been checked."""
+    if isinstance(index, Constant):
+        return blocks is not None and first_out_of_range(index.data, blocks) is None
+    return index.owner is not None and isinstance(index.owner.op, CheckBlockIndex)
 
 
-def sparse_block_outer(
-    o: Tensor, x: Tensor, y: Tensor, xIdx: Tensor, yIdx: Tensor, alpha: Tensor
-) -> Tensor:
-    if o.dtype in AS_INTEGERS:
-        o_long, x, y, alpha = (value.long() for value in (o, x, y, alpha))
-        return outer(o_long, alpha * x, y, xIdx, yIdx).to(o.dtype)
-    return outer(o, alpha * x, y, xIdx, yIdx)
+def are_checked(op: SparseBlockOp, node: Apply) -> bool:
+    """Whether both indices are, and all sizes known and right."""
+    sizes = [size for x in node.inputs for size in x.type.shape]
+    if None in sizes:
+        return False
+    op.signature.check_sizes([x.type.shape for x in node.inputs])
+    names, blocks_of = op.signature.names, op.signature.blocks_of
+    return all(
+        is_checked(node.inputs[names.index(name)], sizes[blocks_of(name)])
+        for name in op.signature.indexed
+    )
 
 
 @pytorch_funcify.register(SparseBlockGemv)
-def pytorch_funcify_SparseBlockGemv(op: SparseBlockGemv, **kwargs: Any) -> Callable:
+def pytorch_funcify_SparseBlockGemv(op: SparseBlockGemv, node: Apply, **kwargs: Any) -> Callable:
+    checked = are_checked(op, node)
+
+    def sparse_block_gemv(
+        o: Tensor, W: Tensor, h: Tensor, inputIdx: Tensor, outputIdx: Tensor
+    ) -> Tensor:
+        if checked:
+            inputIdx, outputIdx = inputIdx.long(), outputIdx.long()
+        if o.dtype in AS_INTEGERS:
+            result = gemv(*(x.long() for x in (o, W, h)), inputIdx, outputIdx, checked)
+            return result.to(o.dtype)
+        return gemv(o, W, h, inputIdx, outputIdx, checked)
+
     return sparse_block_gemv
 
 
 @pytorch_funcify.register(SparseBlockOuter)
-def pytorch_funcify_SparseBlockOuter(op: SparseBlockOuter, **kwargs: Any) -> Callable:
+def pytorch_funcify_SparseBlockOuter(op: SparseBlockOuter, node: Apply, **kwargs: Any) -> Callable:
+    checked = are_checked(op, node)
+
+    def sparse_block_outer(
+        o: Tensor, x: Tensor, y: Tensor, xIdx: Tensor, yIdx: Tensor, alpha: Tensor
+    ) -> Tensor:
+        if checked:
+            xIdx, yIdx = xIdx.long(), yIdx.long()
+        if o.dtype in AS_INTEGERS:
+            o_long, x, y, alpha = (value.long() for value in (o, x, y, alpha))
+            return outer(o_long, alpha * x, y, xIdx, yIdx, checked).to(o.dtype)
+        return outer(o, alpha * x, y, xIdx, yIdx, checked)
+
     return sparse_block_outer
 
 
@@ -70,13 +102,49 @@ def _(info: Any, axes: Axes, index: Tensor, sizes: Tensor, check: int) -> tuple[
     return torch.stack(checked), 0
 
 
+@operator(
+    "check_known_block_index(Tensor index, int blocks, int check) -> Tensor",
+    lambda index, blocks, check: torch.empty_like(index, dtype=torch.int64),
+)
+def check_known(index: Tensor, blocks: int, check: int) -> Tensor:
+    """The same where the number of blocks is known when a function is compiled."""
+    if not index.dtype.is_signed:
+        CHECKS[check].check_range(index.numpy(force=True), blocks)
+    elif index.numel():
+        least, greatest = torch.aminmax(index)
+        if least.item() < -blocks or greatest.item() >= blocks:
+            CHECKS[check].check_range(index.numpy(force=True), blocks)
+    return index.to(torch.int64, copy=True)
+
+
+@torch.library.register_vmap("blocksparse_ops::check_known_block_index", lib=LIBRARY)
+def _(info: Any, axes: Axes, index: Tensor, blocks: int, check: int) -> tuple[Tensor, int | None]:
+    # A check takes any number of dimensions.
+    return check_known(index, blocks, check), axes[0]
+
+
 @pytorch_funcify.register(CheckBlockIndex)
-def pytorch_funcify_CheckBlockIndex(op: CheckBlockIndex, **kwargs: Any) -> Callable:
+def pytorch_funcify_CheckBlockIndex(op: CheckBlockIndex, node: Apply, **kwargs: Any) -> Callable:
     if op not in CHECKS:
         CHECKS.append(op)
     number = CHECKS.index(op)
+    numbers = node.inputs[1:]
+    if all(isinstance(x, Constant) for x in numbers):
+        blocks, *known_sizes = (int(x.data) for x in numbers)
+        op.check_sizes(*known_sizes)
+        return lambda index, *sizes: check_known(index, blocks, number)
 
     def checked(index: Tensor, *sizes: Any) -> Tensor:
         return check_block_index(index, torch.stack(list(map(torch.as_tensor, sizes))), number)
 
     return checked
+
+
+@pytorch_funcify.register(BlockZeros)
+def pytorch_funcify_BlockZeros(op: BlockZeros, node: Apply, **kwargs: Any) -> Callable:
+    value, *sizes = node.inputs
+    if not (is_zeros(value) and all(isinstance(size, Constant) for size in sizes)):
+        return pytorch_funcify.dispatch(Alloc)(op, node=node, **kwargs)
+    # PyTorch's compiler does not know the sizes that are tensors, and breaks the graph there.
+    shape = [int(size.data) for size in sizes]
+    return lambda value, *_: torch.zeros(shape, dtype=value.dtype, device=value.device)
