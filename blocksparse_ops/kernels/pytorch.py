@@ -28,6 +28,12 @@ from blocksparse_ops.signature import GEMV, OUTER, Signature
 # The working set of a step, in elements: a step has more overhead than in compiled code.
 STEP_ELEMENTS = 1 << 18
 
+# So many elements of products are made at once.
+AT_ONCE_ELEMENTS = 1 << 21
+
+# Of a sum, in what PyTorch compiles.
+MOST_TERMS = 16
+
 # Blocks of fewer elements are multiplied as they stand: sorting takes longer than it saves.
 SORTED_BLOCK = 256
 
@@ -126,6 +132,22 @@ def outer_by_example(o: Tensor, x: Tensor, y: Tensor, xIdx: Tensor, yIdx: Tensor
         sums.index_add_(0, to.flatten(), products.reshape(-1, sums.shape[1]))
 
 
+@operator("add_rows(Tensor o, Tensor index, Tensor rows) -> Tensor", like_first)
+def add_rows(o: Tensor, index: Tensor, rows: Tensor) -> Tensor:
+    """A copy of `o`, to whose blocks, as rows one after the other, rows are added."""
+    o = o.clone(memory_format=torch.contiguous_format)
+    o.view(-1, rows.shape[1]).index_add_(0, index, rows)
+    return o
+
+
+def outer_at_once(o: Tensor, x: Tensor, y: Tensor, xIdx: Tensor, yIdx: Tensor) -> Tensor:
+    """For PyTorch's compiler, which makes all products in one loop, of indices in range."""
+    iBlocks, oBlocks, *block = o.shape
+    rows = place_of(xIdx, iBlocks)[:, :, None] * oBlocks + place_of(yIdx, oBlocks)[:, None, :]
+    products = x[:, :, None, :, None] * y[:, None, :, None, :]
+    return add_rows(o, rows.reshape(-1), products.reshape(-1, block[0] * block[1]))
+
+
 @operator(OUTER_SCHEMA, like_first)
 def outer_in_steps(
     o: Tensor, x: Tensor, y: Tensor, xIdx: Tensor, yIdx: Tensor, checked_already: bool
@@ -157,14 +179,35 @@ def _(o: Tensor, W: Tensor, h: Tensor, inputIdx: Tensor, outputIdx: Tensor) -> t
     return tuple(torch.empty_like(x, dtype=torch.int64) for x in (inputIdx, outputIdx))
 
 
+def place_of(index: Tensor, blocks: int) -> Tensor:
+    """What an index that is in range counts from the start; of one block it need not be read."""
+    if blocks == 1:
+        return torch.zeros(index.shape, dtype=torch.int64, device=index.device)
+    return torch.where(index < 0, index + blocks, index)
+
+
 def gemv_fused(
     o: Tensor, W: Tensor, h: Tensor, inputIdx: Tensor, outputIdx: Tensor, checked_already: bool
 ) -> Tensor:
     """For PyTorch's compiler, which makes of it one loop that gathers no block."""
     if not checked_already:
         inputIdx, outputIdx = check_gemv(o, W, h, inputIdx, outputIdx)
-    blocks = W[inputIdx[:, None, :], outputIdx[:, :, None]]
-    return o + (h[:, None, :, :, None] * blocks).sum((2, 3), dtype=o.dtype)
+    i, j = place_of(inputIdx, W.shape[0]), place_of(outputIdx, W.shape[1])
+    blocks = W[i[:, None, :], j[:, :, None]].flatten(2, 3)
+    return o + sum_of_products(h.flatten(1)[:, None, :, None], blocks).to(o.dtype)
+
+
+def sum_of_products(one: Tensor, other: Tensor) -> Tensor:
+    """The sum over the last axis but one.
+
+    Some terms are written out: what PyTorch's compiler makes of a sum over an axis that is short
+    and gathered takes up to ten times as long.
+    """
+    count = one.shape[2]
+    terms = next((n for n in range(MOST_TERMS, 1, -1) if count % n == 0), 1)
+    one, other = one.unflatten(2, (terms, -1)), other.unflatten(2, (terms, -1))
+    sums = sum(one[:, :, k] * other[:, :, k] for k in range(terms))
+    return sums.sum(2)
 
 
 class Bilinear(torch.autograd.Function):
@@ -242,6 +285,9 @@ class Outer(Bilinear):
     def forward(
         o: Tensor, x: Tensor, y: Tensor, xIdx: Tensor, yIdx: Tensor, checked_already: bool
     ) -> Tensor:
+        elements = xIdx.numel() * yIdx.shape[1] * o.shape[2] * o.shape[3]
+        if torch.compiler.is_compiling() and checked_already and 0 < elements <= AT_ONCE_ELEMENTS:
+            return outer_at_once(o, x, y, xIdx, yIdx)
         return outer_in_steps(o, x, y, xIdx, yIdx, checked_already)
 
     @staticmethod
