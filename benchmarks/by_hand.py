@@ -184,12 +184,22 @@ def compile_each_shape():
     torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 10**6
 
 
+def forget_compiled():
+    """A call searches what PyTorch has compiled for other cells, which takes up to a millisecond."""
+    import torch
+
+    compiled.cache_clear()
+    torch.compiler.reset()
+
+
 def study(options):
     """A record of each cell, those of one compiled function one after the other."""
     if "PYTORCH" in options.modes:
         compile_each_shape()
     for values in product(*(getattr(options, name) for name in AXES)):
         cell = Cell(options, **dict(zip(FIELDS, values, strict=True)))
+        if cell.mode == "PYTORCH":
+            forget_compiled()
         if cell.gibibytes <= options.gibibytes:
             yield cell.measure()
 
