@@ -185,7 +185,7 @@ def compile_each_shape():
 
 
 def forget_compiled():
-    """A call searches what PyTorch has compiled for other cells, which takes up to a millisecond."""
+    """A call searches what PyTorch has compiled for other cells: that takes up to a millisecond."""
     import torch
 
     compiled.cache_clear()
