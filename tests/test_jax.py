@@ -26,6 +26,20 @@ class TestJax(LibraryValues):
     mode = "JAX"
 
 
+class TestJaxInSteps(LibraryValues):
+    """Where blocks are too many to be gathered at once: sorted, and some examples a step."""
+
+    mode = "JAX"
+
+    @pytest.fixture(autouse=True)
+    def few_at_once(self, monkeypatch):
+        monkeypatch.setattr(kernels, "GATHERED_BYTES", 0)
+        monkeypatch.setattr(kernels, "SORTED_BLOCK", 0)
+        jax.clear_caches()
+        yield
+        jax.clear_caches()
+
+
 def jaxified(inputs, outputs):
     """The function that PyTensor made for JAX, without its own wrapper."""
     return pytensor.function(inputs, outputs, mode="JAX").vm.jit_fn
@@ -132,6 +146,7 @@ def test_derivatives_of_an_outer_by_jax():
 def test_windows_that_a_step_does_not_hold(monkeypatch, elements, inputs, transposed):
     """They are cut where their inputs divide; the last step may have fewer than the others."""
     monkeypatch.setattr(kernels, "WINDOW_ELEMENTS", elements)
+    monkeypatch.setattr(kernels, "GATHERED_BYTES", 0)
     arrays = Draw(Sizes(4, 5, 5, 6, inputs, 3, 3), 0, "float64", integers=True).gemv()
     o, W, *others = map(jax.numpy.asarray, arrays.values())
     W = W.transpose(1, 0, 3, 2) if transposed else W
@@ -152,6 +167,38 @@ def test_weights_are_read_where_they_lie():
     shape = ",".join(str(arrays["W"].shape[axis]) for axis in (1, 0, 3, 2))
     assert any(isinstance(node.op, SparseBlockGemv) for node in function.maker.fgraph.apply_nodes)
     assert f"f64[{shape}]" not in text
+
+
+@pytest.mark.parametrize("of_step", [1, 2, 3, 7])
+def test_some_examples_a_step(of_step):
+    """The last step may have some in common with the one before."""
+    arrays = Draw(Sizes(3, 4, 5, 6, 2, 3, 7), 0, "float64", integers=True)
+    gemv, outer = arrays.gemv(), arrays.outer()
+    o, W, h, i, j = (jax.numpy.asarray(a) for a in gemv.values())
+    i, j = kernels.counted(i, 3), kernels.counted(j, 4)
+    result = kernels.gemv_by_example(o, W, h, i, j, False, of_step)
+    np.testing.assert_array_equal(result, oracle.gemv(*gemv.values())[0])
+    o, x, y, i, j, _ = (jax.numpy.asarray(a) for a in outer.values())
+    result = kernels.outer_by_example(
+        o, x, y, kernels.counted(i, 3), kernels.counted(j, 4), of_step
+    )
+    outer["alpha"] = np.float64(1)
+    np.testing.assert_array_equal(result, oracle.outer(*outer.values())[0])
+
+
+def test_constant_indices_are_not_sorted_by_xla():
+    """Nor are those of a gradient that JAX makes."""
+    sizes = Sizes(2, 2, 16, 16, 2, 2, 5000)
+    arrays = Draw(sizes, 0, "float32").dot()
+    assert sizes.batch * 2 * 2 * 16 * 16 * 4 > kernels.GATHERED_BYTES
+    values = [arrays["W"], arrays["h"]]
+    W, h = symbols({"W": values[0], "h": values[1]}).values()
+    function = jaxified(
+        [W, h], sparse_block_dot(W, h, arrays["inputIdx"], None, arrays["outputIdx"])
+    )
+    gradient = jax.jit(jax.grad(lambda *values: (function(*values)[0] ** 2).sum(), (0, 1)))
+    text = gradient.lower(*values).as_text()
+    assert "stablehlo.sort" not in text
 
 
 WITHOUT_X64 = """
