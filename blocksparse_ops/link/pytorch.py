@@ -52,8 +52,8 @@ def pytorch_funcify_SparseBlockGemv(op: SparseBlockGemv, node: Apply, **kwargs: 
         if checked:
             inputIdx, outputIdx = inputIdx.long(), outputIdx.long()
         if o.dtype in AS_INTEGERS:
-            result = gemv(*(x.long() for x in (o, W, h)), inputIdx, outputIdx, checked)
-            return result.to(o.dtype)
+            o_long, W, h = (value.long() for value in (o, W, h))
+            return gemv(o_long, W, h, inputIdx, outputIdx, checked).to(o.dtype)
         return gemv(o, W, h, inputIdx, outputIdx, checked)
 
     return sparse_block_gemv
@@ -129,9 +129,9 @@ def pytorch_funcify_CheckBlockIndex(op: CheckBlockIndex, node: Apply, **kwargs: 
     if op not in CHECKS:
         CHECKS.append(op)
     number = CHECKS.index(op)
-    numbers = node.inputs[1:]
-    if all(isinstance(x, Constant) for x in numbers):
-        blocks, *known_sizes = (int(x.data) for x in numbers)
+    known = [int(x.data) for x in node.inputs[1:] if isinstance(x, Constant)]
+    if len(known) == len(node.inputs) - 1:
+        blocks, *known_sizes = known
         op.check_sizes(*known_sizes)
         return lambda index, *sizes: index.long() + check_known(index, blocks, number)
 
@@ -144,8 +144,8 @@ def pytorch_funcify_CheckBlockIndex(op: CheckBlockIndex, node: Apply, **kwargs: 
 @pytorch_funcify.register(BlockZeros)
 def pytorch_funcify_BlockZeros(op: BlockZeros, node: Apply, **kwargs: Any) -> Callable:
     value, *sizes = node.inputs
-    if not (is_zeros(value) and all(isinstance(size, Constant) for size in sizes)):
+    shape = [int(size.data) for size in sizes if isinstance(size, Constant)]
+    if not is_zeros(value) or len(shape) < len(sizes):
         return pytorch_funcify.dispatch(Alloc)(op, node=node, **kwargs)
-    # PyTorch's compiler does not know the sizes that are tensors, and breaks the graph there.
-    shape = [int(size.data) for size in sizes]
+    # Sizes that are tensors PyTorch's compiler does not know: it breaks the graph there.
     return lambda value, *_: torch.zeros(shape, dtype=value.dtype, device=value.device)
