@@ -72,11 +72,10 @@ class RowSums {
 #pragma GCC unroll 8
             for (int chain = 0; chain < chains; ++chain)
                 add(chain, left + (k + chain) * left_step, block + (k + chain) * step);
-        const i64 before = depth - chains;
+        left += depth * left_step, block += depth * step;
 #pragma GCC unroll 8
-        for (int chain = 1; chain < chains; ++chain)
-            if (before + chain >= k)
-                add(chain, left + (before + chain) * left_step, block + (before + chain) * step);
+        for (int back = 1; back < chains && k <= depth - back; ++back)
+            add(chains - back, left - back * left_step, block - back * step);
     }
 
     Vector<T, lanes> total() {

@@ -66,14 +66,16 @@ class RowSums(Sums):
                 sums = add(chain, self.builder.add(k, word(chain)), sums)
             return sums
 
-        def add_last(k, sums):
-            for chain in range(1, self.chains):
-                here = self.builder.add(depth, word(chain - self.chains))
-                is_left = self.builder.icmp_signed(">=", here, k)
-                sums = self.code.when(
-                    is_left, sums, lambda sums, chain=chain, here=here: add(chain, here, sums)
-                )
-            return sums
+        def add_last(k, sums, back=1):
+            if back == self.chains:
+                return sums
+            here = self.builder.sub(depth, word(back))
+            is_left = self.builder.icmp_signed("<=", k, here)
+            return self.code.when(
+                is_left,
+                sums,
+                lambda sums: add_last(k, add(self.chains - back, here, sums), back + 1),
+            )
 
         if self.chains == 1:  # the depth is 1
             return add(0, word(0), sums)
