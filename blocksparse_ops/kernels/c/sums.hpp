@@ -72,10 +72,7 @@ class RowSums {
 #pragma GCC unroll 8
             for (int chain = 0; chain < chains; ++chain)
                 add(chain, left + (k + chain) * left_step, block + (k + chain) * step);
-        left += depth * left_step, block += depth * step;
-#pragma GCC unroll 8
-        for (int back = 1; back < chains && k <= depth - back; ++back)
-            add(chains - back, left - back * left_step, block - back * step);
+        add_last<1>(depth - k, left + depth * left_step, left_step, block + depth * step, step);
     }
 
     Vector<T, lanes> total() {
@@ -89,6 +86,17 @@ class RowSums {
    private:
     using V = Vector<T, lanes>;
     V sum[chains] = {};
+
+    // Adds so many products before the end of a row and of a block, from `back` on.
+    template <int back>
+    __attribute__((always_inline)) void add_last(i64 count, const char* left, i64 left_step,
+                                                 const char* block, i64 step) {
+        if constexpr (back < chains) {
+            if (count < back) return;
+            add(chains - back, left - back * left_step, block - back * step);
+            add_last<back + 1>(count, left, left_step, block, step);
+        }
+    }
 
     void add(int chain, const char* left, const char* row) {
         sum[chain] += load<T>(left) * load_vector<V>(row);
