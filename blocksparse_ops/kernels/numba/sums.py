@@ -12,7 +12,8 @@ from blocksparse_ops.kernels.numba.vector import VECTOR_BYTES, bytes_of, llvm_sc
 
 
 def most_chains(scalar):
-    return max(min(VECTOR_BYTES, 32) // bytes_of(scalar), 1)
+    """Of a depth of 1, and of no other, there is one."""
+    return max(min(VECTOR_BYTES, 32) // bytes_of(scalar), 2)
 
 
 class Sums:
