@@ -75,6 +75,10 @@ class SizeOf(TensorOp):
         output_storage[0][0] = np.asarray(inputs[0].shape[self.axis])
 
 
+class BlockFull(TensorOp, Alloc):
+    """A value at each place, of sizes that are read off arrays where those of `BlockZeros` are."""
+
+
 def zeros(shape: Iterable[TensorLike], dtype: npt.DTypeLike) -> TensorVariable:
     """Return zeros that are never folded into a constant."""
     shape = tuple(shape)
@@ -82,6 +86,11 @@ def zeros(shape: Iterable[TensorLike], dtype: npt.DTypeLike) -> TensorVariable:
     # dimensions of length 1 into one of fewer dimensions, and that back into a plain Alloc.
     value = constant(np.zeros((1,) * len(shape), dtype))
     return BlockZeros()(value, *shape)
+
+
+def full(shape: Iterable[TensorLike], value: float, dtype: npt.DTypeLike) -> TensorVariable:
+    """Return a tensor that may be folded into a constant."""
+    return BlockFull()(constant(value, dtype=dtype), *shape)
 
 
 def zeros_like(x: TensorVariable) -> TensorVariable:

@@ -17,10 +17,10 @@ from pytensor.link.numba.dispatch.basic import (
 )
 from pytensor.link.numba.dispatch.tensor_basic import numba_funcify_Alloc
 
-from blocksparse_ops.index import CheckBlockIndex
+from blocksparse_ops.bias import CheckedColumns, checked_columns
 from blocksparse_ops.kernels.numba import version
-from blocksparse_ops.kernels.numba.arrays import is_signed, view, view_index
-from blocksparse_ops.kernels.numba.check import OPS, call_fail, from_start, ready_fail
+from blocksparse_ops.kernels.numba.arrays import view, view_index
+from blocksparse_ops.kernels.numba.check import OPS, call_fail, ready_fail
 from blocksparse_ops.kernels.numba.choose import is_direct
 from blocksparse_ops.kernels.numba.compile import kernel
 from blocksparse_ops.kernels.numba.direct import (
@@ -192,32 +192,20 @@ def numba_funcify_SparseBlockOuter(op, node, **kwargs):
     return sparse_block_outer, cache_key(node)
 
 
-@register_funcify_default_op_cache_key(CheckBlockIndex)
-def numba_funcify_CheckBlockIndex(op, **kwargs):
-    props = (op.caller, op.argument, op.blocks, op.equal)
+@register_funcify_default_op_cache_key(CheckedColumns)
+def numba_funcify_CheckedColumns(op, **kwargs):
+    @kernel
+    def columns(W, b):
+        if W.shape[-3] != b.shape[-2] or W.shape[-1] != b.shape[-1]:
+            fail_columns(W.shape, b.shape)
+        return np.asarray(W.shape[-1])
 
     @kernel
-    def check_block_index(index, blocks, *sizes):
-        signed = is_signed(index)
-        sound = True
-        previous = np.int64(0)
-        is_second = False
-        for size in literal_unroll(sizes):
-            sound &= not is_second or size.item() == previous
-            previous = size.item()
-            is_second = not is_second
-        for value in index.flat:
-            sound &= from_start(np.int64(value), signed, blocks.item()) >= 0
-        if not sound:
-            fail_check(index, blocks, sizes)
-        return index
-
-    @kernel
-    def fail_check(index, blocks, sizes):
+    def fail_columns(W_shape, b_shape):
         with numba.objmode():
-            CheckBlockIndex(*props).check(index, blocks, *sizes)
+            checked_columns(W_shape, b_shape)
 
-    return check_block_index, version()
+    return columns, version()
 
 
 # To fill more numbers takes longer than to leave compiled code.
