@@ -79,14 +79,13 @@ def checked_columns(W_shape: Sequence[int], b_shape: Sequence[int]) -> int:
     ValueError
         If it is not the last of `b`, or the numbers of blocks differ.
     """
-    pairs = (
-        ("W.shape[1]", W_shape[-3], "b.shape[0]", b_shape[-2]),
-        ("W.shape[3]", W_shape[-1], "b.shape[1]", b_shape[-1]),
-    )
-    for axis, size, other_axis, other_size in pairs:
-        if size != other_size:
-            raise ValueError(disagreement(DOT.op, axis, size, other_axis, other_size))
-    return W_shape[-1]
+    *_, blocks, _, columns = W_shape
+    *_, b_blocks, b_columns = b_shape
+    if blocks != b_blocks:
+        raise ValueError(disagreement(DOT.op, "W.shape[1]", blocks, "b.shape[0]", b_blocks))
+    if columns != b_columns:
+        raise ValueError(disagreement(DOT.op, "W.shape[3]", columns, "b.shape[1]", b_columns))
+    return columns
 
 
 @_vectorize_node.register(CheckedColumns)

@@ -166,7 +166,8 @@ class Signature:
         if kind == UNSIGNED_INDEX:
             value %= 2**64
         axis = self.dimension_name(self.blocks_of(name))
-        raise IndexError(out_of_range(f"{self.op}: {name}", (first, second), value, axis, size))
+        told = out_of_range(f"{self.op}: {name}", (first, second), value, axis, size)
+        raise IndexError(f"{told} (in {IN_A_GRADIENT[self.op, name]})")
 
 
 def disagreement(op: str, axis: str, size: int, other_axis: str, other_size: int) -> str:
@@ -221,6 +222,14 @@ OUTER = Signature(
     axes={"o": "ijpq", "x": "nvp", "y": "nwq", "xIdx": "nv", "yIdx": "nw", "alpha": ""},
     indexed={"xIdx": "i", "yIdx": "j"},
 )
+
+# What an index is where an op computes a gradient of a product, for who has written the product.
+IN_A_GRADIENT = {
+    ("SparseBlockGemv", "inputIdx"): "the gradient in h: the product's outputIdx",
+    ("SparseBlockGemv", "outputIdx"): "the gradient in h: the product's inputIdx",
+    ("SparseBlockOuter", "xIdx"): "the gradient in W: the product's inputIdx",
+    ("SparseBlockOuter", "yIdx"): "the gradient in W: the product's outputIdx",
+}
 
 DOT = Signature(
     op="sparse_block_dot",
