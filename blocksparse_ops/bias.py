@@ -12,8 +12,15 @@ from pytensor.tensor.variable import TensorVariable
 
 from blocksparse_ops.arguments import TensorOp
 from blocksparse_ops.ops import sparse_block_gemv
-from blocksparse_ops.signature import DOT, disagreement
+from blocksparse_ops.signature import DOT, SHAPE
 from blocksparse_ops.zeros import full
+
+# Which of the pairs of sizes that must be equal are those of `b`.
+BLOCKS, COLUMNS = (
+    which
+    for which, (_, position) in enumerate(DOT.equal_sizes)
+    if DOT.dimensions[position][0] == "b"
+)
 
 
 def add_rows(
@@ -82,9 +89,9 @@ def checked_columns(W_shape: Sequence[int], b_shape: Sequence[int]) -> int:
     *_, blocks, _, columns = W_shape
     *_, b_blocks, b_columns = b_shape
     if blocks != b_blocks:
-        raise ValueError(disagreement(DOT.op, "W.shape[1]", blocks, "b.shape[0]", b_blocks))
+        DOT.raise_fault(SHAPE, BLOCKS, blocks, b_blocks, 0, 0)
     if columns != b_columns:
-        raise ValueError(disagreement(DOT.op, "W.shape[3]", columns, "b.shape[1]", b_columns))
+        DOT.raise_fault(SHAPE, COLUMNS, columns, b_columns, 0, 0)
     return columns
 
 

@@ -241,7 +241,7 @@ DOT_WITHOUT_BIAS = replace(
     DOT, axes={name: letters for name, letters in DOT.axes.items() if name != "b"}
 )
 
-SIGNATURES = {signature.op: signature for signature in (GEMV, OUTER)}
+SIGNATURES = {signature.op: signature for signature in (GEMV, OUTER, DOT)}
 
 
 def raise_fault(op: str, record: Sequence[int]) -> NoReturn:

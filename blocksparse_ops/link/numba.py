@@ -17,7 +17,7 @@ from pytensor.link.numba.dispatch.basic import (
 )
 from pytensor.link.numba.dispatch.tensor_basic import numba_funcify_Alloc
 
-from blocksparse_ops.bias import CheckedColumns, checked_columns
+from blocksparse_ops.bias import BLOCKS, COLUMNS, CheckedColumns
 from blocksparse_ops.kernels.numba import version
 from blocksparse_ops.kernels.numba.arrays import view, view_index
 from blocksparse_ops.kernels.numba.check import OPS, call_fail, ready_fail
@@ -38,8 +38,8 @@ from blocksparse_ops.kernels.numba.threads import (
     threads_allowed,
 )
 from blocksparse_ops.ops import SparseBlockGemv, SparseBlockOuter
-from blocksparse_ops.signature import LARGEST, NO_FAULT
-from blocksparse_ops.zeros import BlockZeros
+from blocksparse_ops.signature import DOT, LARGEST, NO_FAULT, SHAPE
+from blocksparse_ops.zeros import BlockFull, BlockZeros
 
 # The types of scalar that the tiles are written for.
 FAST = ("float32", "float64")
@@ -194,18 +194,41 @@ def numba_funcify_SparseBlockOuter(op, node, **kwargs):
 
 @register_funcify_default_op_cache_key(CheckedColumns)
 def numba_funcify_CheckedColumns(op, **kwargs):
+    number = OPS.index(DOT.op)
+
     @kernel
     def columns(W, b):
-        if W.shape[-3] != b.shape[-2] or W.shape[-1] != b.shape[-1]:
-            fail_columns(W.shape, b.shape)
+        for which, size, other_size in (
+            (BLOCKS, W.shape[-3], b.shape[-2]),
+            (COLUMNS, W.shape[-1], b.shape[-1]),
+        ):
+            if size != other_size:
+                ready_fail(0, 0)
+                call_fail(0, 0, (number, (SHAPE, which, size, other_size, 0, 0)))
         return np.asarray(W.shape[-1])
 
-    @kernel
-    def fail_columns(W_shape, b_shape):
-        with numba.objmode():
-            checked_columns(W_shape, b_shape)
-
     return columns, version()
+
+
+def shape_of(ndim):
+    """Compiled code that makes a shape of a tuple of sizes, each an array without axes."""
+
+    @kernel
+    def shape(sizes):
+        lengths = np.empty(ndim, np.int64)
+        axis = 0
+        for size in literal_unroll(sizes):
+            lengths[axis] = size.item()
+            axis += 1  # noqa: SIM113
+        return to_fixed_tuple(lengths, ndim)
+
+    return shape
+
+
+def allocation_key(op, node):
+    out_type = node.outputs[0].type
+    key = f"{op.__class__.__name__}_{out_type.dtype}_{out_type.ndim}_{version()}"
+    return sha256(key.encode()).hexdigest()
 
 
 # To fill more numbers takes longer than to leave compiled code.
@@ -219,21 +242,34 @@ def numba_funcify_BlockZeros(op, node, **kwargs):
     out_type = node.outputs[0].type
     dtype, ndim = np.dtype(out_type.dtype), out_type.ndim
     array_type = types.Array(numba.from_dtype(dtype), ndim, "C")
+    shape_of_sizes = shape_of(ndim)
 
     @kernel
     def block_zeros(value, *sizes):
-        lengths = np.empty(ndim, np.int64)
-        axis = 0
-        for size in literal_unroll(sizes):
-            lengths[axis] = size.item()
-            axis += 1  # noqa: SIM113
-        shape = to_fixed_tuple(lengths, ndim)
-        if lengths.prod() < LARGE:
+        shape = shape_of_sizes(sizes)
+        count = 1
+        for length in shape:
+            count *= length
+        if count < LARGE:
             return np.zeros(shape, dtype)
         # NumPy's come as zero from the system: pages that nothing is added to are never touched.
         with numba.objmode(zeros=array_type):
             zeros = np.zeros(shape, dtype)
         return zeros
 
-    key = f"{op.__class__.__name__}_{dtype}_{ndim}_{version()}"
-    return block_zeros, sha256(key.encode()).hexdigest()
+    return block_zeros, allocation_key(op, node)
+
+
+@register_funcify_and_cache_key(BlockFull)
+def numba_funcify_BlockFull(op, node, **kwargs):
+    out_type = node.outputs[0].type
+    dtype, shape_of_sizes = np.dtype(out_type.dtype), shape_of(out_type.ndim)
+
+    @kernel
+    def block_full(value, *sizes):
+        out = np.empty(shape_of_sizes(sizes), dtype)
+        for place in range(out.size):
+            out.flat[place] = value.item()
+        return out
+
+    return block_full, allocation_key(op, node)
