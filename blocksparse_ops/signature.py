@@ -241,6 +241,10 @@ DOT_WITHOUT_BIAS = replace(
     DOT, axes={name: letters for name, letters in DOT.axes.items() if name != "b"}
 )
 
+TAKE = Signature(
+    op="sparse_block_take", axes={"table": "jq", "index": "nw"}, indexed={"index": "j"}
+)
+
 SIGNATURES = {signature.op: signature for signature in (GEMV, OUTER, DOT)}
 
 

@@ -356,6 +356,7 @@ def test_public_names():
         "sparse_block_gemv_inplace",
         "sparse_block_outer",
         "sparse_block_outer_inplace",
+        "sparse_block_take",
     ]
     assert sparse_block_gemv == SparseBlockGemv()
     assert sparse_block_outer_inplace == SparseBlockOuter(inplace=True)
