@@ -44,8 +44,9 @@ def same_shape(
     if one == other and None not in one:
         return True
     feature = getattr(fgraph, "shape_feature", None)
-    is_known = feature is not None and x in feature.shape_of and y in feature.shape_of
-    return is_known and feature.same_shape(x, y, axis, other_axis)
+    if feature is None or not {x, y} <= feature.shape_of.keys():
+        return False
+    return feature.same_shape(x, y, axis, other_axis)
 
 
 def specified_like(
