@@ -44,7 +44,7 @@ def same_shape(
     if one == other and None not in one:
         return True
     feature = getattr(fgraph, "shape_feature", None)
-    if feature is None or not {x, y} <= feature.shape_of.keys():
+    if feature is None or not (x in feature.shape_of and y in feature.shape_of):
         return False
     return feature.same_shape(x, y, axis, other_axis)
 
