@@ -28,6 +28,7 @@ from blocksparse_ops.ops import (
     sparse_block_outer,
     sparse_block_outer_inplace,
 )
+from blocksparse_ops.take import sparse_block_take
 
 __version__ = "0.1.0"
 
@@ -39,4 +40,5 @@ __all__ = [
     "sparse_block_gemv_inplace",
     "sparse_block_outer",
     "sparse_block_outer_inplace",
+    "sparse_block_take",
 ]

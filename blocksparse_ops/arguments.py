@@ -1,6 +1,6 @@
 """What the arguments of an op must be when a graph is built, and what may be folded."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -11,7 +11,7 @@ from pytensor.tensor.basic import as_tensor_variable
 from pytensor.tensor.type import DenseTensorType, int_dtypes, uint_dtypes
 from pytensor.tensor.variable import TensorVariable
 
-from blocksparse_ops.signature import AXES, Signature
+from blocksparse_ops.signature import AXES, Signature, check_range
 
 # What a tensor can be made of.
 TensorLike: TypeAlias = Variable | Sequence[Variable] | npt.ArrayLike
@@ -47,6 +47,17 @@ def as_argument(signature: Signature, name: str, value: object) -> TensorVariabl
     if is_index:
         require_integers(signature.op, name, variable)
     return variable
+
+
+def check_constants(
+    signature: Signature, arguments: Mapping[str, Variable], sizes: Mapping[str, int | None]
+) -> None:
+    """Raise an IndexError if an index that is a constant names no block of those known to be."""
+    for name, letter in signature.indexed.items():
+        index, blocks = arguments[name], sizes[letter]
+        if isinstance(index, Constant) and blocks is not None:
+            axis = signature.dimension_name(signature.blocks_of(name))
+            check_range(f"{signature.op}: {name}", index.data, axis, blocks)
 
 
 def as_tensor(

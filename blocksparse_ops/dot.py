@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from pytensor.scalar import upcast
 from pytensor.tensor.type import DenseTensorType
 from pytensor.tensor.variable import TensorVariable
 
-from blocksparse_ops.arguments import TensorLike, as_argument, as_block_index, as_tensor
-from blocksparse_ops.index import CheckBlockIndex
+from blocksparse_ops.arguments import (
+    TensorLike,
+    as_argument,
+    as_block_index,
+    as_tensor,
+    check_constants,
+)
+from blocksparse_ops.bias import add_rows, columns_of
 from blocksparse_ops.ops import sparse_block_gemv
-from blocksparse_ops.signature import DOT, DOT_WITHOUT_BIAS, Signature
+from blocksparse_ops.signature import DOT, DOT_WITHOUT_BIAS
 from blocksparse_ops.zeros import zeros
 
 
@@ -49,7 +53,8 @@ def sparse_block_dot(
     ValueError
         For sizes that disagree, here or when the graph runs.
     IndexError
-        When the graph runs, for an index out of range.
+        For an index out of range, here if it is a constant and the number of blocks is known, or
+        when the graph runs.
 
     Notes
     -----
@@ -76,43 +81,15 @@ def sparse_block_dot(
     values = {"W": W, "h": h, "inputIdx": inputIdx, "b": b, "outputIdx": outputIdx}
     signature = DOT if b is not None else DOT_WITHOUT_BIAS
     arguments = {name: as_argument(signature, name, values[name]) for name in signature.names}
-    signature.static_sizes([x.type.shape for x in arguments.values()])
-    W, h = arguments["W"], arguments["h"]
-    inputIdx = _checked(signature, arguments, "inputIdx", along_with="h")
-    outputIdx = _checked(signature, arguments, "outputIdx", along_with="b")
-    if b is None:
-        o = zeros((h.shape[0], outputIdx.shape[1], W.shape[3]), upcast(W.dtype, h.dtype))
-    else:
-        o = arguments["b"].take(outputIdx, axis=0)
+    sizes = signature.static_sizes([x.type.shape for x in arguments.values()])
+    check_constants(signature, arguments, sizes)
+    W, h, inputIdx, outputIdx = (arguments[k] for k in ("W", "h", "inputIdx", "outputIdx"))
+    dtype = upcast(*(x.dtype for name, x in arguments.items() if name not in signature.indexed))
+    columns = W.shape[3] if b is None else columns_of(W, arguments["b"])
+    o = zeros((h.shape[0], outputIdx.shape[1], columns), dtype)
+    if b is not None:
+        o = add_rows(o, arguments["b"], outputIdx, h.shape[0])
     return sparse_block_gemv(o, W, h, inputIdx, outputIdx)
-
-
-def _checked(
-    signature: Signature, arguments: Mapping[str, TensorVariable], index: str, along_with: str
-) -> TensorVariable:
-    """An index that has been checked, and with it the sizes of it and another argument."""
-
-    def size(position: int) -> TensorVariable:
-        name, axis, _ = signature.dimensions[position]
-        return arguments[name].shape[axis]
-
-    equal_sizes = [
-        pair
-        for pair in signature.equal_sizes
-        if signature.dimensions[pair[1]][0] in (index, along_with)
-    ]
-    blocks, name_of = signature.blocks_of(index), signature.dimension_name
-    check = CheckBlockIndex(
-        signature.op,
-        index,
-        name_of(blocks),
-        [(name_of(one), name_of(other)) for one, other in equal_sizes],
-    )
-    return check(
-        arguments[index],
-        size(blocks),
-        *(size(position) for pair in equal_sizes for position in pair),
-    )
 
 
 def _with_batch(

@@ -13,10 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from blocksparse_ops.arguments import as_tensor, require_integers
-from blocksparse_ops.index import CheckBlockIndex
 from blocksparse_ops.kernels.tiles import SORTED_REUSE, Sizes, choose_form, reuse_of, sizes_of
 from blocksparse_ops.reference import count_from_start
-from blocksparse_ops.signature import disagreement
+from blocksparse_ops.signature import check_range, disagreement
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -298,7 +297,7 @@ def counted_index(
     if isinstance(index, list | tuple) and not array.size:
         array = array.astype("int64")
     require_integers(caller, name, array)
-    CheckBlockIndex(caller, name, f"the number of {name[:-3]} blocks").check_range(array, blocks)
+    check_range(f"{caller}: {name}", array, f"the number of {name[:-3]} blocks", blocks)
     return count_from_start(array, blocks)
 
 

@@ -5,7 +5,14 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from blocksparse_ops.signature import GEMV, OUTER, SIGNED_INDEX, UNSIGNED_INDEX, Signature
+from blocksparse_ops.signature import (
+    GEMV,
+    OUTER,
+    SIGNED_INDEX,
+    UNSIGNED_INDEX,
+    Signature,
+    first_out_of_range,
+)
 
 
 def gemv(
@@ -71,12 +78,6 @@ def count_from_start(index: np.ndarray, blocks: int) -> npt.NDArray[np.int64]:
     """The same blocks as int64 without negative values; all are in range."""
     index = index.astype(np.int64)
     return np.where(index < 0, index + blocks, index)
-
-
-def first_out_of_range(index: np.ndarray, blocks: int) -> tuple[int, ...] | None:
-    """Position of the first index outside [-blocks, blocks)."""
-    wrong = (index < -blocks) | (index >= blocks)
-    return tuple(np.argwhere(wrong)[0].tolist()) if wrong.any() else None
 
 
 def destination(o: np.ndarray, inplace: bool) -> np.ndarray:

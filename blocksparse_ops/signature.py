@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NoReturn
 
+import numpy as np
+
 # What is wrong with a call. The C++ and the Numba `check` return the same numbers.
 NO_FAULT, SHAPE, SIGNED_INDEX, UNSIGNED_INDEX, OVERFLOW, MEMORY = range(6)
 
@@ -51,11 +53,19 @@ class Signature:
 
     @cached_property
     def equal_sizes(self) -> tuple[tuple[int, int], ...]:
-        """Pairs of positions in `dimensions` whose sizes must be equal."""
+        """Pairs of positions in `dimensions` whose sizes must be equal.
+
+        What is added to may be zeros that its caller has not seen: others are compared without it.
+        """
+        first = {
+            letter: position
+            for position, (name, _, letter) in reversed(list(enumerate(self.dimensions)))
+            if name != "o" or letter not in "".join(list(self.axes.values())[1:])
+        }
         return tuple(
-            (self.position_of(letter), position)
+            (first[letter], position)
             for position, (_, _, letter) in enumerate(self.dimensions)
-            if position != self.position_of(letter)
+            if position != first[letter]
         )
 
     @property
@@ -156,7 +166,8 @@ class Signature:
         if kind == UNSIGNED_INDEX:
             value %= 2**64
         axis = self.dimension_name(self.blocks_of(name))
-        raise IndexError(out_of_range(f"{self.op}: {name}", (first, second), value, axis, size))
+        told = out_of_range(f"{self.op}: {name}", (first, second), value, axis, size)
+        raise IndexError(f"{told} (in {IN_A_GRADIENT[self.op, name]})")
 
 
 def disagreement(op: str, axis: str, size: int, other_axis: str, other_size: int) -> str:
@@ -165,6 +176,19 @@ def disagreement(op: str, axis: str, size: int, other_axis: str, other_size: int
         f"{op}: {axis} = {size} but {other_axis} = {other_size}. "
         "The two must be equal: nothing is broadcast here"
     )
+
+
+def check_range(name: str, index: np.ndarray, axis: str, blocks: int) -> None:
+    """Raise an IndexError if an index, called `name`, lies outside [-blocks, blocks)."""
+    where = first_out_of_range(index, blocks)
+    if where is not None:
+        raise IndexError(out_of_range(name, where, index[where], axis, blocks))
+
+
+def first_out_of_range(index: np.ndarray, blocks: int) -> tuple[int, ...] | None:
+    """Position of the first index outside [-blocks, blocks)."""
+    wrong = (index < -blocks) | (index >= blocks)
+    return tuple(np.argwhere(wrong)[0].tolist()) if wrong.any() else None
 
 
 def out_of_range(name: str, where: Sequence[int], value: int, axis: str, size: int) -> str:
@@ -199,6 +223,14 @@ OUTER = Signature(
     indexed={"xIdx": "i", "yIdx": "j"},
 )
 
+# What an index is where an op computes a gradient of a product, for who has written the product.
+IN_A_GRADIENT = {
+    ("SparseBlockGemv", "inputIdx"): "the gradient in h: the product's outputIdx",
+    ("SparseBlockGemv", "outputIdx"): "the gradient in h: the product's inputIdx",
+    ("SparseBlockOuter", "xIdx"): "the gradient in W: the product's inputIdx",
+    ("SparseBlockOuter", "yIdx"): "the gradient in W: the product's outputIdx",
+}
+
 DOT = Signature(
     op="sparse_block_dot",
     axes={"W": "ijpq", "h": "nvp", "inputIdx": "nv", "b": "jq", "outputIdx": "nw"},
@@ -209,7 +241,11 @@ DOT_WITHOUT_BIAS = replace(
     DOT, axes={name: letters for name, letters in DOT.axes.items() if name != "b"}
 )
 
-SIGNATURES = {signature.op: signature for signature in (GEMV, OUTER)}
+TAKE = Signature(
+    op="sparse_block_take", axes={"table": "jq", "index": "nw"}, indexed={"index": "j"}
+)
+
+SIGNATURES = {signature.op: signature for signature in (GEMV, OUTER, DOT)}
 
 
 def raise_fault(op: str, record: Sequence[int]) -> NoReturn:

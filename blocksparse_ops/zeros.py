@@ -7,7 +7,10 @@ import numpy as np
 import numpy.typing as npt
 from pytensor.graph.basic import Apply, Variable
 from pytensor.graph.fg import FunctionGraph
+from pytensor.graph.replace import _vectorize_node
 from pytensor.tensor.basic import Alloc, constant, get_underlying_scalar_constant_value
+from pytensor.tensor.blockwise import vectorize_node_fallback
+from pytensor.tensor.subtensor import Subtensor, get_idx_list
 from pytensor.tensor.type import lscalar
 from pytensor.tensor.variable import TensorVariable
 
@@ -101,6 +104,34 @@ class RepeatedZero(TensorOp):
         return (1,)
 
 
+class BlockFull(TensorOp, Alloc):
+    """A value at each place, of sizes that are read off arrays where those of `BlockZeros` are."""
+
+
+@_vectorize_node.register(BlockZeros)
+@_vectorize_node.register(BlockFull)
+def vectorize_allocation(
+    op: Alloc, node: Apply, value: TensorVariable, *sizes: TensorVariable
+) -> Apply:
+    """One allocation for all, if all have the same sizes: those of an array with new dimensions."""
+    shared = [shared_size(size) for size in sizes]
+    if value.type.ndim != node.inputs[0].type.ndim or any(size.type.ndim for size in shared):
+        return vectorize_node_fallback(op, node, value, *sizes)
+    return op.make_node(value, *shared)
+
+
+def shared_size(size: TensorVariable) -> TensorVariable:
+    """What ``x.shape[axis]`` of a vectorized `x` repeats, or else the same."""
+    if size.owner is None or not isinstance(size.owner.op, Subtensor):
+        return size
+    shapes, *_ = size.owner.inputs
+    if shapes.owner is None or not isinstance(shapes.owner.op, Alloc):
+        return size
+    shape = shapes.owner.inputs[0]
+    *_, axis = get_idx_list(size.owner.inputs, size.owner.op.idx_list)
+    return shape[axis] if shape.type.ndim == 1 == shapes.type.ndim - size.type.ndim else size
+
+
 class SizeOf(TensorOp):
     """``x.shape[axis]``, of which PyTensor does not know that it is a size: it stays as it is.
 
@@ -130,6 +161,11 @@ def zeros(shape: Iterable[TensorLike], dtype: npt.DTypeLike) -> TensorVariable:
     # dimensions of length 1 into one of fewer dimensions, and that back into a plain Alloc.
     value = constant(np.zeros((1,) * len(shape), dtype))
     return BlockZeros()(value, *shape)
+
+
+def full(shape: Iterable[TensorLike], value: float, dtype: npt.DTypeLike) -> TensorVariable:
+    """Return a tensor that may be folded into a constant."""
+    return BlockFull()(constant(value, dtype=dtype), *shape)
 
 
 def zeros_like(x: TensorVariable) -> TensorVariable:

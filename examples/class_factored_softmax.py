@@ -19,7 +19,7 @@ import numpy as np
 import pytensor
 import pytensor.tensor as pt
 
-from blocksparse_ops import sparse_block_dot
+from blocksparse_ops import sparse_block_dot, sparse_block_take
 
 CONTEXT = 6  # tokens
 EMBEDDING = 64
@@ -105,18 +105,16 @@ def build_model(counts, dense, mode, rng):
     U = parameter("U", rng.normal(size=(inputs, HIDDEN)) / inputs**0.5)
     a = parameter("a", np.zeros(HIDDEN))
 
-    rows = E[context]
+    rows = sparse_block_take(E, context)
     h = pt.tanh(rows.reshape((-1, inputs)) @ U + a)
     log_p, output = (full_softmax if dense else class_factored_softmax)(h, token, counts)
 
-    parameters = [U, a, *output]
-    g_rows, *gradients = pt.grad(-log_p.mean(), [rows, *parameters])
+    parameters = [E, U, a, *output]
+    gradients = pt.grad(-log_p.mean(), parameters)
     updates = [(p, p - lr * g) for p, g in zip(parameters, gradients, strict=True)]
-    # The gradient in E itself would be as large as E, and zero but for the rows of this batch.
-    updates.append((E, pt.inc_subtensor(rows, -lr * g_rows)))
     return Model(
         pytensor.function([context, token, lr], updates=updates, mode=mode),
         pytensor.function([context, token], log_p.sum(), mode=mode),
-        {p.name: p for p in [E, *parameters]},
+        {p.name: p for p in parameters},
         "full softmax" if dense else "{} classes of {} tokens".format(*class_layout(len(counts))),
     )

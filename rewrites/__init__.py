@@ -28,16 +28,11 @@ Each of them ends, for it gives back a graph only if there is less of what it is
 4. loops that keep more than one state of a sum of outers;
 5. ops that are not in place.
 
-Besides, without that tag, at 0.01, on the array libraries that need them. Neither optimizes:
-
-- ``local_checked_gather_in_bounds`` (`bounds`), on JAX and MLX, keeps a wrong index from what is
-  not its own. Early, while the gather of the bias still stands as it was written.
-- ``local_block_zeros_of_known_sizes`` (`sizes`), on JAX, has zeros read their sizes off arrays.
-  Before PyTensor computes sizes from others.
+Besides, without that tag, on JAX, at 0.01, ``local_block_zeros_of_known_sizes`` (`sizes`) has zeros
+read their sizes off arrays, before PyTensor computes sizes from others. It optimizes nothing.
 """
 
 from blocksparse_ops.rewrites import bias as bias
-from blocksparse_ops.rewrites import bounds as bounds
 from blocksparse_ops.rewrites import inplace as inplace
 from blocksparse_ops.rewrites import scan as scan
 from blocksparse_ops.rewrites import sizes as sizes

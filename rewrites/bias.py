@@ -50,7 +50,9 @@ def local_sparse_block_gemv_bias(
     c = min(fitting, key=lambda x: not is_fresh_gather(fgraph, x))
     terms.remove(c)
     unknown = axes_not_checked(fgraph, c, *node.inputs)
-    result = node.op(specified_like(c, o, unknown) if unknown else c, *others)
+    if unknown:
+        c = specified_like(c, o, [axis if axis in unknown else None for axis in range(3)])
+    result = node.op(c, *others)
     copy_stack_trace(total, result)
     if terms:
         result = add(result, *terms)

@@ -1,6 +1,6 @@
 """What the merging rewrites share: queries of a graph, and their place in PyTensor's pipeline."""
 
-from collections.abc import Collection
+from collections.abc import Iterable
 
 from pytensor import config
 from pytensor.compile import optdb
@@ -44,20 +44,21 @@ def same_shape(
     if one == other and None not in one:
         return True
     feature = getattr(fgraph, "shape_feature", None)
-    return feature is not None and feature.same_shape(x, y, axis, other_axis)
+    if feature is None or not (x in feature.shape_of and y in feature.shape_of):
+        return False
+    return feature.same_shape(x, y, axis, other_axis)
 
 
 def specified_like(
-    x: TensorVariable, zeros: TensorVariable, unknown: Collection[int] | None = None
+    x: TensorVariable, zeros: TensorVariable, axes: Iterable[int | None]
 ) -> TensorVariable:
-    """`x`, checked to have the shape of zeros that it takes the place of.
+    """`x`, checked to have the sizes of zeros that it takes the place of.
 
-    On the axes `unknown`; on all axes by default.
+    `axes` are the zeros' that stand for those of `x`, None for one that is not checked.
     """
     is_alloc = zeros.owner is not None and isinstance(zeros.owner.op, Alloc)
     sizes = zeros.owner.inputs[1:] if is_alloc else zeros.shape
-    axes = range(zeros.type.ndim) if unknown is None else unknown
-    return specify_shape(x, [sizes[axis] if axis in axes else None for axis in range(x.type.ndim)])
+    return specify_shape(x, [None if axis is None else sizes[axis] for axis in axes])
 
 
 def register(rewriter: NodeRewriter) -> None:

@@ -11,10 +11,10 @@ from pytensor.graph.rewriting.basic import copy_stack_trace, dfs_rewriter, node_
 from pytensor.tensor.shape import Shape
 from pytensor.tensor.subtensor import Subtensor, get_idx_list
 
-from blocksparse_ops.zeros import BlockZeros, SizeOf
+from blocksparse_ops.zeros import BlockFull, BlockZeros, SizeOf
 
 
-@node_rewriter([BlockZeros])
+@node_rewriter([BlockZeros, BlockFull])
 def local_block_zeros_of_known_sizes(fgraph: FunctionGraph, node: Apply) -> list[Variable] | None:
     """zeros(x.shape[k], ...) -> zeros(SizeOf(k)(x), ...)"""
     value, *sizes = node.inputs

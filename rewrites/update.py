@@ -63,22 +63,64 @@ def topmost_sum(fgraph: FunctionGraph, variable: TensorVariable) -> TensorVariab
     start, top = variable, None
     while (client := sole_client(fgraph, variable)) is not None:
         is_term = any(term is variable for _, term in linear_terms(client))
+        if is_term and isinstance(client.op, DimShuffle):
+            start = client.outputs[0]
         if not is_term or not fits(start, client.outputs[0]):
             break
         variable = client.outputs[0]
-        if not isinstance(client.op, SparseBlockOuter):
+        if not isinstance(client.op, SparseBlockOuter | DimShuffle):
             top = variable
     return top
 
 
-def fits(term: TensorVariable, total: TensorVariable) -> bool:
+@dataclass(frozen=True)
+class Layout:
+    """How a term's axes stand in a sum: `axes` are the term's that are the sum's, in their order.
+
+    The others of its `ndim` axes are of length 1.
+    """
+
+    ndim: int
+    axes: tuple[int, ...]
+
+    @property
+    def is_sums(self) -> bool:
+        """Whether the term's axes are those of the sum."""
+        return self.axes == tuple(range(self.ndim))
+
+    def below(self, op: DimShuffle) -> "Layout":
+        """That of what an op of this layout rearranges."""
+        return Layout(op.input_ndim, tuple(op.new_order[axis] for axis in self.axes))
+
+    def shape(self, term: TensorVariable) -> tuple[int | None, ...]:
+        return tuple(term.type.shape[axis] for axis in self.axes)
+
+    def to_sum(self, term: TensorVariable) -> TensorVariable:
+        return term if self.is_sums else term.dimshuffle(self.axes)
+
+    def from_sum(self, total: TensorVariable) -> TensorVariable:
+        """The inverse of `to_sum`."""
+        if self.is_sums:
+            return total
+        if is_dropping(total.owner) and total.owner.op.new_order == self.axes:
+            return total.owner.inputs[0]
+        places = {axis: place for place, axis in enumerate(self.axes)}
+        return total.dimshuffle([places.get(axis, "x") for axis in range(self.ndim)])
+
+
+def is_dropping(node: Apply | None) -> bool:
+    """Whether a node changes the order of axes, and drops some of length 1, and that is all."""
+    return node is not None and isinstance(node.op, DimShuffle) and "x" not in node.op.new_order
+
+
+def fits(term: TensorVariable, total: TensorVariable, layout: Layout | None = None) -> bool:
     """Whether a term has the dtype of a sum, and no size that is known to differ from the sum's.
 
     One that is 1 where the sum's is not known is taken to be equal: a rest is checked.
     """
+    shape = layout.shape(term) if layout else term.type.shape
     return term.type.dtype == total.type.dtype and all(
-        None in sizes or sizes[0] == sizes[1]
-        for sizes in zip(term.type.shape, total.type.shape, strict=True)
+        None in sizes or sizes[0] == sizes[1] for sizes in zip(shape, total.type.shape, strict=True)
     )
 
 
@@ -116,6 +158,8 @@ def linear_terms(node: Apply) -> list[tuple[Scale, TensorVariable]]:
     """
     if isinstance(node.op, SparseBlockOuter):
         return [] if node.op.inplace else [(Scale(), node.inputs[0])]
+    if is_dropping(node):
+        return [(Scale(), node.inputs[0])]
     if is_elementwise(node, ps.Add):
         return [(Scale(), x) for x in node.inputs]
     if is_elementwise(node, ps.Sub):
@@ -175,54 +219,57 @@ class LinearForm:
         client = sole_client(fgraph, top)
         is_specified = client is not None and isinstance(client.op, SpecifyShape)
         self.total = client.outputs[0] if is_specified else top
-        self.outers: list[tuple[Scale, Apply]] = []
+        self.outers: list[tuple[Scale, Apply, Layout]] = []
         # What outers were added to, and addends like the top, without repeats.
-        self.zeros: dict[TensorVariable, None] = {}
+        self.zeros: dict[tuple[TensorVariable, Layout], None] = {}
         self.rest: dict[TensorVariable, list[Scale]] = {}
-        self.open(top, Scale())
+        self.open(top, Scale(), Layout(top.type.ndim, tuple(range(top.type.ndim))))
 
-    def open(self, variable: TensorVariable, scale: Scale) -> None:
+    def open(self, variable: TensorVariable, scale: Scale, layout: Layout) -> None:
         """Split a linear node into its terms."""
         node = variable.owner
         is_outer = isinstance(node.op, SparseBlockOuter)
+        below = layout_of_terms(node, layout)
         for factors, term in linear_terms(node):
             if is_zeros(term) and (is_outer or like(term, self.top)):
-                self.zeros[term] = None
-            elif self.is_worth_opening(term):
-                self.open(term, scale * factors)
+                self.zeros[term, below] = None
+            elif self.is_worth_opening(term, below):
+                self.open(term, scale * factors, below)
             else:
-                self.rest.setdefault(term, []).append(scale * factors)
+                self.rest.setdefault(below.to_sum(term), []).append(scale * factors)
         if is_outer:
-            self.outers.append((scale, node))
+            self.outers.append((scale, node, layout))
 
-    def can_open(self, variable: TensorVariable) -> bool:
+    def can_open(self, variable: TensorVariable, layout: Layout) -> bool:
         return (
             variable.owner is not None
-            and fits(variable, self.total)
+            and fits(variable, self.total, layout)
             and sole_client(self.fgraph, variable) is not None
             and bool(linear_terms(variable.owner))
         )
 
-    def is_worth_opening(self, variable: TensorVariable) -> bool:
+    def is_worth_opening(self, variable: TensorVariable, layout: Layout) -> bool:
         """Whether there is an outer to be had, or a scale.
 
         So that the scales of one term add up: W - lr * (g + decay * W) scales W once.
         """
-        return self.can_open(variable) and (
-            is_elementwise(variable.owner, ps.Mul, ps.TrueDiv, ps.Neg) or self.holds_outer(variable)
+        return self.can_open(variable, layout) and (
+            is_elementwise(variable.owner, ps.Mul, ps.TrueDiv, ps.Neg)
+            or self.holds_outer(variable, layout)
         )
 
-    def holds_outer(self, variable: TensorVariable) -> bool:
+    def holds_outer(self, variable: TensorVariable, layout: Layout) -> bool:
         """Whether there is an outer to be had from opening a sum."""
-        if not self.can_open(variable):
+        if not self.can_open(variable, layout):
             return False
         terms = [term for _, term in linear_terms(variable.owner)]
         if isinstance(variable.owner.op, SparseBlockOuter) and is_zeros(terms[0]):
             return True
-        return any(self.holds_outer(term) for term in terms)
+        below = layout_of_terms(variable.owner, layout)
+        return any(self.holds_outer(term, below) for term in terms)
 
     def has_outer(self, node: Apply) -> bool:
-        return any(node is outer for _, outer in self.outers)
+        return any(node is outer for _, outer, _ in self.outers)
 
     def rebuilt(self) -> TensorVariable | None:
         """The form as a chain of outers on its rest, or None if they cannot be added to that.
@@ -230,7 +277,8 @@ class LinearForm:
         What the dense sum would have checked is checked: that all zeros have one shape.
         """
         if not self.rest:
-            start, *others = self.zeros
+            (zeros, layout), *others = self.zeros
+            start = layout.to_sum(zeros)
             # After the first outer: PyTensor takes zeros of a specified shape for zeros of that.
             first = self.added(start, self.outers[:1])
             return self.added(self.of_shape(first, [start], others), self.outers[1:])
@@ -239,13 +287,16 @@ class LinearForm:
             return None
         return self.added(self.of_shape(rest, self.rest, self.zeros), self.outers)
 
-    def added(self, start: TensorVariable, outers: Iterable[tuple[Scale, Apply]]) -> TensorVariable:
+    def added(
+        self, start: TensorVariable, outers: Iterable[tuple[Scale, Apply, Layout]]
+    ) -> TensorVariable:
         """What some of the form's outers make of what they start from."""
-        for scale, node in outers:
+        for scale, node, layout in outers:
             _, *factors, alpha = node.inputs
             scaled_alpha = (scale * Scale((alpha,))).variable(alpha.dtype)
-            start = node.op(start, *factors, scaled_alpha)
-            copy_stack_trace([self.top, node.outputs[0]], start)
+            result = node.op(layout.from_sum(start), *factors, scaled_alpha)
+            copy_stack_trace([self.top, node.outputs[0]], result)
+            start = layout.to_sum(result)
         return start
 
     def sum_of_rest(self) -> TensorVariable:
@@ -258,26 +309,40 @@ class LinearForm:
 
     def is_broadcast(self, rest: TensorVariable) -> bool:
         """Whether the outers may be larger than the rest."""
-        wholes = [self.total, *(node.outputs[0] for _, node in self.outers)]
+        wholes = [self.total.type.shape]
+        wholes += [layout.shape(node.outputs[0]) for _, node, layout in self.outers]
         return not all(
-            any(whole.type.shape[axis] == 1 for whole in wholes)
+            any(shape[axis] == 1 for shape in wholes)
             for axis, size in enumerate(rest.type.shape)
             if size == 1
         )
+
+    def same_shape(self, x: TensorVariable, zeros: TensorVariable, layout: Layout) -> bool:
+        """Whether a term in the sum's layout is known to have the shape of zeros in theirs."""
+        if layout.is_sums:
+            return same_shape(self.fgraph, x, zeros)
+        pairs = enumerate(layout.axes)
+        return all(same_shape(self.fgraph, x, zeros, place, axis) for place, axis in pairs)
 
     def of_shape(
         self,
         start: TensorVariable,
         terms: Iterable[TensorVariable],
-        others: Iterable[TensorVariable],
+        others: Iterable[tuple[TensorVariable, Layout]],
     ) -> TensorVariable:
         """`start`, the sum of these terms, checked to have the shape of each of the others."""
-        for zeros in others:
-            is_known = any(like(x, zeros) and same_shape(self.fgraph, x, zeros) for x in terms)
-            if not (is_known and like(start, zeros)):
-                start = specified_like(start, zeros)
+        for zeros, layout in others:
+            seen = layout.to_sum(zeros)
+            is_known = any(like(x, seen) and self.same_shape(x, zeros, layout) for x in terms)
+            if not (is_known and like(start, seen)):
+                start = specified_like(start, zeros, layout.axes)
                 copy_stack_trace(self.top, start)
         return start
+
+
+def layout_of_terms(node: Apply, layout: Layout) -> Layout:
+    """That of a linear node's terms, from its own."""
+    return layout.below(node.op) if isinstance(node.op, DimShuffle) else layout
 
 
 def scaled(term: TensorVariable, scales: list[Scale]) -> list[TensorVariable]:

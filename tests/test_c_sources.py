@@ -60,8 +60,9 @@ def test_a_changed_source_is_another_extension(monkeypatch):
 
 BUILD = """
 from blocksparse_ops.kernels.c import extension
-function = extension.function("index", "check", False)
-print(extension.extension("index", tuple(extension.compile_args("index", False))).__spec__.origin)
+function = extension.function("direct_float64", "SparseBlockGemv", False)
+args = tuple(extension.compile_args("direct_float64", False))
+print(extension.extension("direct_float64", args).__spec__.origin)
 """
 
 
@@ -89,9 +90,11 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
     """The extension is built elsewhere, for this process alone."""
     taken = tmp_path / "blocksparse_ops"
     taken.write_text("not a folder")
-    name = extension.name_of("index", ())
-    args = extension.compile_args("index", openmp=False)
-    path = extension.build(extension.source("index", name), name, args, taken / f"{name}.so")
+    name = extension.name_of("direct_float64", ())
+    args = extension.compile_args("direct_float64", openmp=False)
+    path = extension.build(
+        extension.source("direct_float64", name), name, args, taken / f"{name}.so"
+    )
     assert path.exists()
     assert tmp_path not in path.parents
     shutil.rmtree(path.parent)

@@ -10,7 +10,16 @@ import oracle
 import pytensor
 import pytensor.tensor as pt
 import pytest
-from cases import ALL_MODES, MODES, Draw, Sizes, array_modes, needs_compiler, symbols
+from cases import (
+    ALL_MODES,
+    MODES,
+    Draw,
+    Sizes,
+    array_modes,
+    in_python,
+    needs_compiler,
+    symbols,
+)
 from pytensor.graph.replace import vectorize_graph
 from pytensor.tensor.blockwise import Blockwise
 
@@ -24,8 +33,8 @@ from blocksparse_ops import (
     sparse_block_outer,
     sparse_block_outer_inplace,
 )
-from blocksparse_ops.index import CheckBlockIndex
-from blocksparse_ops.zeros import BlockZeros
+from blocksparse_ops.bias import CheckedColumns
+from blocksparse_ops.zeros import BlockFull, BlockZeros
 
 SIZES = Sizes(iBlocks=3, oBlocks=4, iSize=5, oSize=6, iWin=2, oWin=3, batch=7)
 
@@ -34,7 +43,6 @@ OPS = [
     sparse_block_gemv_inplace,
     sparse_block_outer,
     sparse_block_outer_inplace,
-    CheckBlockIndex("dot", "outputIdx", "W.shape[1]", (("W.shape[1]", "b.shape[0]"),)),
 ]
 
 
@@ -148,15 +156,18 @@ def test_dtypes_are_upcast_as_those_of_a_dot():
         assert sparse_block_gemv(**arrays).dtype == plain.dtype
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_a_constant_index_is_checked_once(mode):
-    """When shapes are known, the check is folded away with the constant that it checks."""
+@pytest.mark.parametrize("is_known", [True, False])
+def test_what_a_bias_adds_to_a_graph(is_known):
+    """Two products, one of them of b; sizes are compared where they are not known."""
     arrays = Draw(SIZES, 0, "float64").dot()
-    inputs = {k: pt.tensor(k, dtype=a.dtype, shape=a.shape) for k, a in arrays.items()}
-    indices = {name: arrays[name] for name in ("inputIdx", "outputIdx")}
-    out = sparse_block_dot(**{**inputs, **indices})
-    function = pytensor.function([inputs[k] for k in ("W", "h", "b")], out, mode=mode)
-    assert count(function, CheckBlockIndex) == 0
+    inputs = symbols(arrays, is_known)
+    function = pytensor.function(
+        list(inputs.values()), sparse_block_dot(**inputs), mode=in_python("NUMBA")
+    )
+    assert count(function, SparseBlockGemv) == 2
+    assert count(function, CheckedColumns) == (not is_known)
+    assert count(function, BlockFull) == (0 if is_known else 2)
+    assert not any("Subtensor" in str(op) for op in ops_in(function))
 
 
 def test_an_empty_list_is_an_empty_index():
@@ -345,6 +356,7 @@ def test_public_names():
         "sparse_block_gemv_inplace",
         "sparse_block_outer",
         "sparse_block_outer_inplace",
+        "sparse_block_take",
     ]
     assert sparse_block_gemv == SparseBlockGemv()
     assert sparse_block_outer_inplace == SparseBlockOuter(inplace=True)

@@ -21,7 +21,9 @@ STEP_ELEMENTS = 1 << 20
 
 
 def counted(index: mx.array, blocks: int) -> mx.array:
-    return count_from_start(mx, index, blocks, mx.int64)
+    # A copy, which MLX does not fuse with what uses it: a product of a product, with a gradient of
+    # it, would fail.
+    return mx.contiguous(count_from_start(mx, index, blocks, mx.int64))
 
 
 def rows(values: mx.array) -> mx.array:

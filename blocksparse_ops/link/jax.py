@@ -9,9 +9,9 @@ from pytensor.graph.basic import Apply, Variable
 from pytensor.link.jax.dispatch import jax_funcify
 from pytensor.tensor.elemwise import DimShuffle
 
-from blocksparse_ops.index import CheckBlockIndex
+from blocksparse_ops.bias import CheckedColumns
 from blocksparse_ops.kernels.jax import gemv, outer
-from blocksparse_ops.link.traced import funcify_CheckBlockIndex, with_sizes_checked
+from blocksparse_ops.link.traced import funcify_CheckedColumns, with_sizes_checked
 from blocksparse_ops.ops import SparseBlockGemv, SparseBlockOuter
 from blocksparse_ops.zeros import SizeOf
 
@@ -41,7 +41,7 @@ def jax_funcify_SparseBlockGemv(op: SparseBlockGemv, node: Apply, **kwargs: Any)
             W = W.transpose(1, 0, 3, 2)
         return gemv(o, W, h, inputIdx, outputIdx, transposed)
 
-    return with_sizes_checked(op, sparse_block_gemv)
+    return with_sizes_checked(op, node, sparse_block_gemv)
 
 
 @jax_funcify.register(SparseBlockOuter)
@@ -52,10 +52,10 @@ def jax_funcify_SparseBlockOuter(op: SparseBlockOuter, node: Apply, **kwargs: An
         o, x, y = as_declared(node, o, alpha * x, y)
         return outer(o, x, y, xIdx, yIdx)
 
-    return with_sizes_checked(op, sparse_block_outer)
+    return with_sizes_checked(op, node, sparse_block_outer)
 
 
-jax_funcify.register(CheckBlockIndex, funcify_CheckBlockIndex)
+jax_funcify.register(CheckedColumns, funcify_CheckedColumns)
 
 
 @jax_funcify.register(SizeOf)

@@ -4,27 +4,28 @@ from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
+from pytensor.graph.basic import Apply
 from pytensor.link.mlx.dispatch import mlx_funcify
 
-from blocksparse_ops.index import CheckBlockIndex
+from blocksparse_ops.bias import CheckedColumns
 from blocksparse_ops.kernels.mlx import gemv, outer
-from blocksparse_ops.link.traced import funcify_CheckBlockIndex, with_sizes_checked
+from blocksparse_ops.link.traced import funcify_CheckedColumns, with_sizes_checked
 from blocksparse_ops.ops import SparseBlockGemv, SparseBlockOuter
 
 
 @mlx_funcify.register(SparseBlockGemv)
-def mlx_funcify_SparseBlockGemv(op: SparseBlockGemv, **kwargs: Any) -> Callable:
-    return with_sizes_checked(op, gemv)
+def mlx_funcify_SparseBlockGemv(op: SparseBlockGemv, node: Apply, **kwargs: Any) -> Callable:
+    return with_sizes_checked(op, node, gemv)
 
 
 @mlx_funcify.register(SparseBlockOuter)
-def mlx_funcify_SparseBlockOuter(op: SparseBlockOuter, **kwargs: Any) -> Callable:
+def mlx_funcify_SparseBlockOuter(op: SparseBlockOuter, node: Apply, **kwargs: Any) -> Callable:
     def sparse_block_outer(
         o: mx.array, x: mx.array, y: mx.array, xIdx: mx.array, yIdx: mx.array, alpha: mx.array
     ) -> mx.array:
         return outer(o, alpha * x, y, xIdx, yIdx)
 
-    return with_sizes_checked(op, sparse_block_outer)
+    return with_sizes_checked(op, node, sparse_block_outer)
 
 
-mlx_funcify.register(CheckBlockIndex, funcify_CheckBlockIndex)
+mlx_funcify.register(CheckedColumns, funcify_CheckedColumns)

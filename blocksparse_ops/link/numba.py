@@ -17,16 +17,15 @@ from pytensor.link.numba.dispatch.basic import (
 )
 from pytensor.link.numba.dispatch.tensor_basic import numba_funcify_Alloc
 
-from blocksparse_ops.index import CheckBlockIndex
+from blocksparse_ops.bias import BLOCKS, COLUMNS, CheckedColumns
 from blocksparse_ops.kernels.numba import version
 from blocksparse_ops.kernels.numba.arrays import (
     address_of,
     is_one_element,
-    is_signed,
     view,
     view_index,
 )
-from blocksparse_ops.kernels.numba.check import OPS, call_fail, from_start, ready_fail
+from blocksparse_ops.kernels.numba.check import OPS, call_fail, ready_fail
 from blocksparse_ops.kernels.numba.choose import is_direct
 from blocksparse_ops.kernels.numba.compile import kernel
 from blocksparse_ops.kernels.numba.direct import (
@@ -45,8 +44,8 @@ from blocksparse_ops.kernels.numba.threads import (
     threads_allowed,
 )
 from blocksparse_ops.ops import SparseBlockGemv, SparseBlockOuter
-from blocksparse_ops.signature import LARGEST, NO_FAULT
-from blocksparse_ops.zeros import BlockZeros, RepeatedZero
+from blocksparse_ops.signature import DOT, LARGEST, NO_FAULT, SHAPE
+from blocksparse_ops.zeros import BlockFull, BlockZeros, RepeatedZero
 
 # The types of scalar that the tiles are written for.
 FAST = ("float32", "float64")
@@ -229,39 +228,29 @@ def numba_funcify_SparseBlockOuter(op, node, **kwargs):
     return sparse_block_outer, cache_key(node)
 
 
-@register_funcify_default_op_cache_key(CheckBlockIndex)
-def numba_funcify_CheckBlockIndex(op, **kwargs):
-    props = (op.caller, op.argument, op.blocks, op.equal)
+@register_funcify_default_op_cache_key(CheckedColumns)
+def numba_funcify_CheckedColumns(op, **kwargs):
+    number = OPS.index(DOT.op)
 
     @kernel
-    def check_block_index(index, blocks, *sizes):
-        signed = is_signed(index)
-        sound = True
-        previous = np.int64(0)
-        is_second = False
-        for size in literal_unroll(sizes):
-            sound &= not is_second or size.item() == previous
-            previous = size.item()
-            is_second = not is_second
-        for value in index.flat:
-            sound &= from_start(np.int64(value), signed, blocks.item()) >= 0
-        if not sound:
-            fail_check(index, blocks, sizes)
-        return index
+    def columns(W, b):
+        for which, size, other_size in (
+            (BLOCKS, W.shape[-3], b.shape[-2]),
+            (COLUMNS, W.shape[-1], b.shape[-1]),
+        ):
+            if size != other_size:
+                ready_fail(0, 0)
+                call_fail(0, 0, (number, (SHAPE, which, size, other_size, 0, 0)))
+        return np.asarray(W.shape[-1])
+
+    return columns, version()
+
+
+def shape_of(ndim):
+    """Compiled code that makes a shape of a tuple of sizes, each an array without axes."""
 
     @kernel
-    def fail_check(index, blocks, sizes):
-        with numba.objmode():
-            CheckBlockIndex(*props).check(index, blocks, *sizes)
-
-    return check_block_index, version()
-
-
-def shape_of_sizes(ndim):
-    """The function that makes a shape of so many sizes that are arrays."""
-
-    @kernel
-    def shape_of(sizes):
+    def shape(sizes):
         lengths = np.empty(ndim, np.int64)
         axis = 0
         for size in literal_unroll(sizes):
@@ -269,16 +258,22 @@ def shape_of_sizes(ndim):
             axis += 1  # noqa: SIM113
         return to_fixed_tuple(lengths, ndim)
 
-    return shape_of
+    return shape
+
+
+def allocation_key(op, node):
+    out_type = node.outputs[0].type
+    key = f"{op.__class__.__name__}_{out_type.dtype}_{out_type.ndim}_{version()}"
+    return sha256(key.encode()).hexdigest()
 
 
 @register_funcify_default_op_cache_key(RepeatedZero)
 def numba_funcify_RepeatedZero(op, node, **kwargs):
-    shape_of = shape_of_sizes(node.outputs[0].type.ndim)
+    shape_of_sizes = shape_of(node.outputs[0].type.ndim)
 
     @kernel
     def repeated_zero(value, *sizes):
-        return np.broadcast_to(value, shape_of(sizes))
+        return np.broadcast_to(value, shape_of_sizes(sizes))
 
     return repeated_zero, version()
 
@@ -293,11 +288,12 @@ def numba_funcify_BlockZeros(op, node, **kwargs):
         return numba_funcify_Alloc(op, node, **kwargs)
     out_type = node.outputs[0].type
     dtype, ndim = np.dtype(out_type.dtype), out_type.ndim
-    array_type, shape_of = types.Array(numba.from_dtype(dtype), ndim, "C"), shape_of_sizes(ndim)
+    array_type = types.Array(numba.from_dtype(dtype), ndim, "C")
+    shape_of_sizes = shape_of(ndim)
 
     @kernel
     def block_zeros(value, *sizes):
-        shape = shape_of(sizes)
+        shape = shape_of_sizes(sizes)
         count = 1
         for length in shape:
             count *= length
@@ -308,5 +304,19 @@ def numba_funcify_BlockZeros(op, node, **kwargs):
             zeros = np.zeros(shape, dtype)
         return zeros
 
-    key = f"{op.__class__.__name__}_{dtype}_{ndim}_{version()}"
-    return block_zeros, sha256(key.encode()).hexdigest()
+    return block_zeros, allocation_key(op, node)
+
+
+@register_funcify_and_cache_key(BlockFull)
+def numba_funcify_BlockFull(op, node, **kwargs):
+    out_type = node.outputs[0].type
+    dtype, shape_of_sizes = np.dtype(out_type.dtype), shape_of(out_type.ndim)
+
+    @kernel
+    def block_full(value, *sizes):
+        out = np.empty(shape_of_sizes(sizes), dtype)
+        for place in range(out.size):
+            out.flat[place] = value.item()
+        return out
+
+    return block_full, allocation_key(op, node)

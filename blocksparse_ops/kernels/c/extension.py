@@ -1,7 +1,7 @@
 """Builds the C++ kernels once a machine, for all ops, into PyTensor's compile directory.
 
-A module for each path and scalar, for few programs need more than one, and one for what knows no
-scalar. It is found again by a hash of its source, the compiler's flags and NumPy's version.
+A module for each path and scalar, for few programs need more than one. It is found again by a hash
+of its source, the compiler's flags and NumPy's version.
 """
 
 import os
@@ -58,9 +58,6 @@ KERNELS = {
     SORTED: {"Gemv": GEMV, "Outer": OUTER},
 }
 
-# The module of what knows no scalar.
-INDEX = "index"
-
 COMPILE_ARGS = ("-std=c++17",)
 
 KERNEL = """
@@ -112,14 +109,11 @@ def kernel(name: str, signature: Signature, scalar: str) -> str:
 
 
 def source(module: str, name: str) -> str:
-    """C++ code of an extension module: for a path and a scalar, "direct_float64", or `INDEX`."""
-    if module == INDEX:
-        functions, body = {"check": "blocksparse::check_index_and_sizes"}, ""
-    else:
-        path, scalar = module.split("_")
-        kernels = KERNELS[path]
-        functions = {of.op: f"call_{kernel}" for kernel, of in kernels.items()}
-        body = "".join(kernel(name, of, scalar) for name, of in kernels.items())
+    """C++ code of an extension module, for a path and a scalar: "direct_float64"."""
+    path, scalar = module.split("_")
+    kernels = KERNELS[path]
+    functions = {of.op: f"call_{kernel}" for kernel, of in kernels.items()}
+    body = "".join(kernel(name, of, scalar) for name, of in kernels.items())
     pairs = [f'{{"{key}", reinterpret_cast<void*>({value})}}' for key, value in functions.items()]
     return headers() + body + MODULE.format(name=name, functions=", ".join(pairs))
 

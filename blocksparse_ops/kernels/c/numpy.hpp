@@ -69,51 +69,6 @@ Fault without_gil(const Work& work) {
     return fault;
 }
 
-// Whether all values of an index lie in [-blocks, blocks), and sizes are equal in pairs. `numbers`
-// are the number of blocks and the sizes. If not, check() of the Python op that make_op builds
-// says why.
-inline bool check_index_and_sizes(PyArrayObject* index, PyArrayObject* const* numbers, int count,
-                                  PyObject* (*make_op)()) {
-    const auto number = [&](int k) {
-        return *static_cast<const npy_int64*>(PyArray_DATA(numbers[k]));
-    };
-    bool sound = true;
-    for (int k = 1; k + 1 < count; k += 2) sound = sound && number(k) == number(k + 1);
-    PyArrayObject* row = PyArray_GETCONTIGUOUS(index);
-    if (!row) return false;
-    Array values;
-    values.data = PyArray_BYTES(row);
-    values.ndim = 2;
-    values.shape[0] = 1;
-    values.shape[1] = PyArray_SIZE(row);
-    values.strides[1] = PyArray_ITEMSIZE(row);
-    values.integer = integer_of(row);
-    BlockNumbers blocks;
-    const Fault fault = without_gil([&] { return check_index(values, 0, number(0), blocks); });
-    Py_DECREF(row);
-    if (sound && !fault) return true;
-    PyObject* op = make_op();
-    PyObject* arguments = op ? PyTuple_New(count + 1) : nullptr;
-    if (!arguments) {
-        Py_XDECREF(op);
-        return false;
-    }
-    Py_INCREF(index);
-    PyTuple_SET_ITEM(arguments, 0, reinterpret_cast<PyObject*>(index));
-    for (int k = 0; k < count; ++k) {
-        Py_INCREF(numbers[k]);
-        PyTuple_SET_ITEM(arguments, k + 1, reinterpret_cast<PyObject*>(numbers[k]));
-    }
-    PyObject* check = PyObject_GetAttrString(op, "check");
-    PyObject* result = check ? PyObject_CallObject(check, arguments) : nullptr;
-    if (result) PyErr_NoMemory();  // the values are sound: they could not be looked at
-    Py_XDECREF(result);
-    Py_XDECREF(check);
-    Py_DECREF(arguments);
-    Py_DECREF(op);
-    return false;
-}
-
 // A view that repeats elements may not be written, nor may a read-only array.
 inline bool writeable(PyArrayObject* array) {
     for (int axis = 0; axis < PyArray_NDIM(array); ++axis)

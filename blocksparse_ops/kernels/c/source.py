@@ -1,7 +1,6 @@
 """The C code of the ops: a call of a kernel in an extension module that all ops share."""
 
 import inspect
-import json
 import sys
 from functools import cache
 from hashlib import sha256
@@ -16,7 +15,6 @@ from blocksparse_ops.kernels.thresholds import DIRECT_ELEMENTS, DIRECT_THICKNESS
 COMPILE_ARGS = ("-g0",)
 
 CALL = "bool (*)(PyArrayObject* const*, PyArrayObject**, bool, void* const*)"
-CHECK = "bool (*)(PyArrayObject*, PyArrayObject* const*, int, PyObject* (*)())"
 
 
 @cache
@@ -100,45 +98,5 @@ def call(node: Apply, name: str, inputs: list[str], output: str, fail: str) -> s
         if (!kernel(arguments, &{output}, {str(op.inplace).lower()}, constants)) {{
             {fail}
         }}
-    }}
-    """
-
-
-def check(
-    pointer: str, props: tuple, index: str, numbers: list[str], output: str, fail: str
-) -> str:
-    """C code that makes `output` a view of `index`, or raises what the Python op says of it.
-
-    Parameters
-    ----------
-    pointer : str
-        The C variable of the function that checks.
-    props : tuple
-        What the op of this check is built from: strings, and pairs of strings.
-    index, numbers, output : str
-        The C variables of the index, of the number of blocks and the sizes, and of the result.
-    fail : str
-        C code to run once a Python error is set.
-    """
-    *names, pairs = props
-    strings = [json.dumps(text) for text in (*names, *(text for pair in pairs for text in pair))]
-    layout = f"{'s' * len(names)}({'(ss)' * len(pairs)})"
-    return f"""
-    {{
-        PyArrayObject* const numbers[] = {{{", ".join(numbers)}}};
-        const auto make_op = [] () -> PyObject* {{
-            PyObject* module = PyImport_ImportModule("blocksparse_ops.index");
-            if (!module) return nullptr;
-            PyObject* op = PyObject_CallMethod(module, "CheckBlockIndex", "{layout}",
-                                               {", ".join(strings)});
-            Py_DECREF(module);
-            return op;
-        }};
-        const auto check = reinterpret_cast<{CHECK}>({pointer});
-        if (!check({index}, numbers, {len(numbers)}, make_op)) {{
-            {fail}
-        }}
-        Py_INCREF({index});
-        Py_XSETREF({output}, {index});
     }}
     """

@@ -1,0 +1,102 @@
+"""Rows of a table as a block-sparse product: their gradient is sparse, and a step is in place."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from pytensor.gradient import disconnected_type
+from pytensor.graph.basic import Apply, Variable
+from pytensor.graph.replace import _vectorize_node
+from pytensor.tensor.type import lscalar
+from pytensor.tensor.variable import TensorVariable
+
+from blocksparse_ops.arguments import TensorOp
+from blocksparse_ops.ops import sparse_block_gemv
+from blocksparse_ops.signature import DOT, SHAPE
+from blocksparse_ops.zeros import full
+
+# Which of the pairs of sizes that must be equal are those of `b`.
+BLOCKS, COLUMNS = (
+    which
+    for which, (_, position) in enumerate(DOT.equal_sizes)
+    if DOT.dimensions[position][0] == "b"
+)
+
+
+def add_rows(
+    o: TensorVariable, table: TensorVariable, index: TensorVariable, batch: TensorVariable
+) -> TensorVariable:
+    """``o[n, w] + table[index[n, w]]``: of an input block of size 1, each example uses a one."""
+    one, block = full((batch, 1, 1), 1, o.dtype), full((batch, 1), 0, "int64")
+    return sparse_block_gemv(o, table[None, :, None, :], one, block, index)
+
+
+def columns_of(W: TensorVariable, b: TensorVariable) -> TensorVariable:
+    """``W.shape[3]``, checked against `b` if it is not known that the two fit."""
+    known = [W.type.shape[1], W.type.shape[3], *b.type.shape]
+    return CheckedColumns()(W, b) if None in known else W.shape[3]
+
+
+class CheckedColumns(TensorOp):
+    """``W.shape[3]``, or a ValueError if `b` has not as many blocks and columns as `W`
+
+    No product can tell: it knows but the rows of `b` that are in use. Any axes may precede those
+    of `W` and `b`.
+    """
+
+    __props__ = ()
+
+    def make_node(self, W: TensorVariable, b: TensorVariable) -> Apply:
+        return Apply(self, [W, b], [lscalar()])
+
+    def perform(
+        self, node: Apply, inputs: Sequence[np.ndarray], output_storage: list[list]
+    ) -> None:
+        W, b = inputs
+        output_storage[0][0] = np.asarray(checked_columns(W.shape, b.shape), "int64")
+
+    def infer_shape(self, *args: Any) -> list[tuple]:
+        return [()]
+
+    def connection_pattern(self, node: Apply) -> list[list[bool]]:
+        return [[False], [False]]
+
+    def pullback(
+        self,
+        inputs: Sequence[Variable],
+        outputs: Sequence[Variable],
+        cotangents: Sequence[Variable],
+    ) -> list[Variable]:
+        return [disconnected_type(), disconnected_type()]
+
+    def pushforward(
+        self,
+        inputs: Sequence[Variable],
+        outputs: Sequence[Variable],
+        tangents: Sequence[Variable],
+    ) -> list[Variable]:
+        return [disconnected_type()]
+
+
+def checked_columns(W_shape: Sequence[int], b_shape: Sequence[int]) -> int:
+    """The last size of `W`.
+
+    Raises
+    ------
+    ValueError
+        If it is not the last of `b`, or the numbers of blocks differ.
+    """
+    *_, blocks, _, columns = W_shape
+    *_, b_blocks, b_columns = b_shape
+    if blocks != b_blocks:
+        DOT.raise_fault(SHAPE, BLOCKS, blocks, b_blocks, 0, 0)
+    if columns != b_columns:
+        DOT.raise_fault(SHAPE, COLUMNS, columns, b_columns, 0, 0)
+    return columns
+
+
+@_vectorize_node.register(CheckedColumns)
+def vectorize_checked_columns(
+    op: CheckedColumns, node: Apply, W: TensorVariable, b: TensorVariable
+) -> Apply:
+    return op.make_node(W, b)

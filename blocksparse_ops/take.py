@@ -1,0 +1,68 @@
+"""sparse_block_take: rows of a table, such as an embedding's."""
+
+from __future__ import annotations
+
+from pytensor.tensor.variable import TensorVariable
+
+from blocksparse_ops.arguments import TensorLike, as_argument, as_block_index, check_constants
+from blocksparse_ops.bias import add_rows
+from blocksparse_ops.signature import TAKE
+from blocksparse_ops.zeros import zeros
+
+
+def sparse_block_take(table: TensorLike, index: TensorLike) -> TensorVariable:
+    """``table[index]``, with a gradient that touches only the rows in use
+
+    Parameters
+    ----------
+    table : (rows, columns)
+        For instance an embedding, a row a token.
+    index : (...)
+        Which rows, of any number of dimensions.
+
+    Returns
+    -------
+    (..., columns)
+        The rows.
+
+    Raises
+    ------
+    TypeError
+        For what is no tensor, a table that has not two dimensions, or an index that holds no
+        integers.
+    IndexError
+        For an index out of range, here if it is a constant and the number of rows is known, or
+        when the graph runs. It is then told as the outputIdx of a product.
+
+    Notes
+    -----
+    It is a block-sparse product in which each row of the table is a block. So a step
+    ``table - lr * gradient`` costs what the rows in use cost, however many there are, and is in
+    place. Any integers are indices; negative ones count from the end, repeated ones accumulate in
+    the gradient.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from blocksparse_ops import sparse_block_take
+    >>> table = np.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+    >>> sparse_block_take(table, [2, -3]).eval()
+    array([[5., 6.],
+           [1., 2.]])
+    """
+    index = as_block_index(TAKE.op, "index", index)
+    table = as_argument(TAKE, "table", table)
+    windows = as_argument(TAKE, "index", as_windows(index))
+    check_constants(TAKE, {"index": index}, {"j": table.type.shape[0]})
+    batch, window = windows.shape[0], windows.shape[1]
+    rows = add_rows(zeros((batch, window, table.shape[1]), table.dtype), table, windows, batch)
+    if index.type.ndim > 2:
+        return rows.reshape((*index.shape, table.shape[1]), ndim=index.type.ndim + 1)
+    return rows.dimshuffle(*range(2 - index.type.ndim, 3))
+
+
+def as_windows(index: TensorVariable) -> TensorVariable:
+    """An index as the windows of a product; of less than two dimensions it is one window."""
+    if index.type.ndim > 2:
+        return index.reshape((-1, index.shape[-1]))
+    return index.dimshuffle(*["x"] * (2 - index.type.ndim), *range(index.type.ndim))
