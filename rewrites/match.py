@@ -44,9 +44,10 @@ def same_shape(
     if one == other and None not in one:
         return True
     feature = getattr(fgraph, "shape_feature", None)
-    if feature is None or not (x in feature.shape_of and y in feature.shape_of):
+    try:
+        return feature is not None and feature.same_shape(x, y, axis, other_axis)
+    except KeyError:  # of a variable that is new to the graph
         return False
-    return feature.same_shape(x, y, axis, other_axis)
 
 
 def specified_like(
