@@ -1,7 +1,6 @@
 """Zeros that stay an allocation, so that what is added to them can be added in place."""
 
 from collections.abc import Hashable, Iterable, Sequence
-from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -64,7 +63,9 @@ class RepeatedZero(TensorOp):
     """
 
     __props__ = ()
-    view_map: ClassVar = {0: [0]}
+
+    def __init__(self) -> None:
+        self.view_map = {0: [0]}
 
     def make_node(self, value: TensorVariable, *sizes: TensorVariable) -> Apply:
         return Apply(self, [value, *sizes], [BlockZeros()(value, *sizes).type()])

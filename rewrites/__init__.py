@@ -12,7 +12,10 @@
 4. ``local_scan_sparse_block_outer_state`` (`scan`), at 1.615: a loop that sums outers keeps one
    state of the sum. After 1.612, where PyTensor decides how many states to keep, and before
    2, where the uses of the last one take other forms.
-5. ``local_inplace_sparse_block_gemv``, ``local_inplace_sparse_block_outer`` (`inplace`), at 50.2:
+5. ``local_sparse_block_gemv_of_repeated_zero`` (`start`), at 50.15: a product of zeros starts
+   from a view of one. Before the next, which would have it write and read them all, and only
+   where that runs.
+6. ``local_inplace_sparse_block_gemv``, ``local_inplace_sparse_block_outer`` (`inplace`), at 50.2:
    the ops become their in-place twins where the destroy handler allows. After 49.5, where the
    destroy handler is added; before 50.5, where PyTensor makes elementwise ops in place: they
    could take the very buffer that an outer product would otherwise update, and it is weights.
@@ -26,7 +29,8 @@ Each of them ends, for it gives back a graph only if there is less of what it is
 2. addends of the sum in which a product stands;
 3. outers that start from zeros, or, as many as before, elementwise nodes above them;
 4. loops that keep more than one state of a sum of outers;
-5. ops that are not in place.
+5. products of zeros that are written;
+6. ops that are not in place.
 
 Besides, without that tag, on JAX, at 0.01, ``local_block_zeros_of_known_sizes`` (`sizes`) has zeros
 read their sizes off arrays, before PyTensor computes sizes from others. It optimizes nothing.

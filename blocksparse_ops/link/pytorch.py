@@ -108,8 +108,7 @@ def pytorch_funcify_SparseBlockOuter(op: SparseBlockOuter, node: Apply, **kwargs
 def pytorch_funcify_allocation(op: Alloc, node: Apply, **kwargs: Any) -> Callable:
     value, *sizes = node.inputs
     shape = [int(size.data) for size in sizes if isinstance(size, Constant)]
-    is_scalar = isinstance(value, Constant) and value.data.size == 1
-    if not is_scalar or len(shape) < len(sizes):
+    if not isinstance(value, Constant) or value.data.size != 1 or len(shape) < len(sizes):
         return pytorch_funcify.dispatch(Alloc)(op, node=node, **kwargs)
     # Sizes that are tensors PyTorch's compiler does not know: it breaks the graph there.
     number = value.data.item()
