@@ -1,12 +1,13 @@
 """Rows of a table as a block-sparse product: their gradient is sparse, and a step is in place."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
 from pytensor.gradient import disconnected_type
 from pytensor.graph.basic import Apply, Variable
 from pytensor.graph.replace import _vectorize_node
+from pytensor.link.c.op import COp
 from pytensor.tensor.type import lscalar
 from pytensor.tensor.variable import TensorVariable
 
@@ -37,7 +38,7 @@ def columns_of(W: TensorVariable, b: TensorVariable) -> TensorVariable:
     return CheckedColumns()(W, b) if None in known else W.shape[3]
 
 
-class CheckedColumns(TensorOp):
+class CheckedColumns(TensorOp, COp):
     """``W.shape[3]``, or a ValueError if `b` has not as many blocks and columns as `W`
 
     No product can tell: it knows but the rows of `b` that are in use. Any axes may precede those
@@ -54,6 +55,36 @@ class CheckedColumns(TensorOp):
     ) -> None:
         W, b = inputs
         output_storage[0][0] = np.asarray(checked_columns(W.shape, b.shape), "int64")
+
+    def c_code(
+        self, node: Apply, name: str, inputs: list[str], outputs: list[str], sub: dict[str, str]
+    ) -> str:
+        (W, b), (columns,) = inputs, outputs
+        return f"""
+        {{
+            const npy_intp* const sizes = PyArray_DIMS({W}) + PyArray_NDIM({W}) - 4;
+            const npy_intp* const others = PyArray_DIMS({b}) + PyArray_NDIM({b}) - 2;
+            if (sizes[1] != others[0] || sizes[3] != others[1]) {{
+                PyObject* module = PyImport_ImportModule("blocksparse_ops.bias");
+                PyObject* result = !module ? nullptr : PyObject_CallMethod(
+                    module, "checked_columns", "(nnnn)(nn)", sizes[0], sizes[1], sizes[2],
+                    sizes[3], others[0], others[1]);
+                Py_XDECREF(result);
+                Py_XDECREF(module);
+                {sub["fail"]}
+            }}
+            if (!{columns})
+                {columns} = reinterpret_cast<PyArrayObject*>(
+                    PyArray_EMPTY(0, nullptr, NPY_INT64, 0));
+            if (!{columns}) {{
+                {sub["fail"]}
+            }}
+            *static_cast<npy_int64*>(PyArray_DATA({columns})) = sizes[3];
+        }}
+        """
+
+    def c_code_cache_version(self) -> tuple[Hashable, ...]:
+        return (1,)
 
     def infer_shape(self, *args: Any) -> list[tuple]:
         return [()]
