@@ -8,32 +8,23 @@ namespace blocksparse {
 
 class Ahead {
    public:
-    // For rows `row` to `end` of the output window, n * outputs + w, and blocks that lie in an
-    // array of the weights' shape.
-    Ahead(const Array& blocks, i64 size, const Indices& indices, i64 inputs, i64 outputs, i64 row,
-          i64 end)
-        : blocks(blocks), inputs(inputs), outputs(outputs), left(end - row) {
+    // For rows n * outputs + w up to `end`, and blocks that lie in an array of the weights' shape.
+    Ahead(const Array& blocks, i64 size, const Indices& indices, i64 inputs, i64 outputs, i64 end)
+        : blocks(blocks), indices(indices), inputs(inputs), outputs(outputs), end(end) {
         const int row_axis = blocks.strides[3] == size ? 2 : 3, column_axis = 5 - row_axis;
         lines = blocks.shape[row_axis], step = blocks.strides[row_axis];
         bytes = blocks.shape[column_axis] * size;
-        if (step == bytes) bytes *= lines, lines = 1;
         // In floating point: the product may overflow.
         const double of_all = static_cast<double>(blocks.shape[0]) *
                               static_cast<double>(blocks.shape[1]) *
                               static_cast<double>(lines * bytes);
-        if (lines * bytes < least_block || of_all <= in_cache || !inputs) left = 0;
-        if (!left) return;
-        const i64 n = row / outputs;
-        w = row - n * outputs;
-        input = indices.input.begin() + n * inputs;
-        output = indices.output.begin() + row;
-        const i64 triples = std::clamp<i64>(distance / (lines * bytes), 4, 32);
-        for (i64 ahead = 0; ahead < triples; ahead += inputs) next();
+        if (lines * bytes < least_block || of_all <= in_cache || !inputs) return;
+        rows = ceil_div(std::clamp<i64>(distance / (lines * bytes), 4, 32), inputs);
     }
 
-    // Prefetches the blocks of one more row.
-    void next() {
-        if (left) prefetch();
+    // Prefetches the blocks of a row to come.
+    void prefetch_from(i64 row) const {
+        if (rows && row + rows < end) prefetch(row + rows);
     }
 
    private:
@@ -43,19 +34,18 @@ class Ahead {
     static constexpr double in_cache = 8 * 1024 * 1024;
     static constexpr i64 distance = 16 * 1024, line = 64;
     const Array blocks;
-    const i64 inputs, outputs;
-    i64 left, lines, bytes, step, w;
-    const i64 *input, *output;
+    const Indices& indices;
+    const i64 inputs, outputs, end;
+    i64 lines, bytes, step, rows = 0;
 
-    __attribute__((noinline)) void prefetch() {
-        const char* of_output = blocks.data + *output * blocks.strides[1];
+    __attribute__((noinline)) void prefetch(i64 row) const {
+        const i64* input = indices.input.begin() + row / outputs * inputs;
+        const char* of_output = blocks.data + indices.output[row] * blocks.strides[1];
         for (i64 v = 0; v < inputs; ++v) {
-            const char* row = of_output + input[v] * blocks.strides[0];
-            for (i64 k = 0; k < lines; ++k, row += step)
-                for (i64 at = 0; at < bytes; at += line) __builtin_prefetch(row + at);
+            const char* at = of_output + input[v] * blocks.strides[0];
+            for (i64 k = 0; k < lines; ++k, at += step)
+                for (i64 byte = 0; byte < bytes; byte += line) __builtin_prefetch(at + byte);
         }
-        --left, ++output;
-        if (++w == outputs) w = 0, input += inputs;
     }
 };
 

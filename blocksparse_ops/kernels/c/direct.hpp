@@ -129,9 +129,9 @@ class DirectGemv {
         const char* const all_blocks = W.data;
         const char* const initial = starts ? reinterpret_cast<const char*>(start) : nullptr;
         Window<single> window(h, out, indices, rows.first);
-        Ahead ahead(W, size, indices, window.inputs, window.outputs, rows.first, rows.last);
+        Ahead ahead(W, size, indices, window.inputs, window.outputs, rows.last);
         for (i64 row = rows.first; row < rows.last; ++row, window.next()) {
-            ahead.next();
+            ahead.prefetch_from(row);
             const char* blocks = all_blocks + *window.output * j_step;
             for (i64 first = 0; first < columns; first += lanes) {
                 const i64 q = std::min(first, columns - lanes);
@@ -219,9 +219,9 @@ class DirectOuter {
         const bool swaps = sides.row == 3;
         const Block<lanes, whole> block(out, sides, alpha);
         Window<single> window(x, y, indices, 0);
-        Ahead ahead(out, size, indices, window.inputs, window.outputs, 0, rows);
+        Ahead ahead(out, size, indices, window.inputs, window.outputs, rows);
         for (i64 row = 0; row < rows; ++row, window.next()) {
-            ahead.next();
+            ahead.prefetch_from(row);
             const i64 j = *window.output;
             for (i64 v = 0; v < window.inputs; ++v) {
                 BLOCKSPARSE_SHORT_LOOP;
