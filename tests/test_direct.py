@@ -1,5 +1,7 @@
 """The path of small blocks: where it begins, starts from one value, and constant indices."""
 
+from dataclasses import replace
+
 import numpy as np
 import oracle
 import pytensor
@@ -9,7 +11,7 @@ from cases import Draw, Sizes, needs_compiler, symbols
 from pytensor.compile.mode import get_mode
 from test_values import CONTIGUOUS, PROBLEMS, compiled
 
-from blocksparse_ops import SparseBlockGemv, sparse_block_dot, sparse_block_gemv
+from blocksparse_ops import SparseBlockGemv, sparse_block_dot, sparse_block_gemv, sparse_block_outer
 from blocksparse_ops.kernels.thresholds import DIRECT_ELEMENTS, DIRECT_THICKNESS
 from blocksparse_ops.zeros import BlockZeros, RepeatedZero
 
@@ -131,11 +133,23 @@ class TestConstantIndices:
         oracle.assert_within_bound(function(o, W, h), expected)
 
     @pytest.mark.parametrize("mode", COMPILED)
-    def test_functions_of_other_constants(self, mode):
+    @pytest.mark.parametrize("iSize", [4, 100])  # as the examples stand, and sorted
+    def test_functions_of_other_constants(self, mode, iSize):
         """Of one graph but for them: what is compiled and cached is not another's."""
         for seed in range(3):
-            arrays = Draw(self.sizes, seed, "float64").gemv()
+            arrays = Draw(replace(self.sizes, iSize=iSize), seed, "float64").gemv()
             *values, inputIdx, outputIdx = arrays.values()
-            for index in (abs(inputIdx) % 5, inputIdx):
-                actual = self.function(mode, index, outputIdx)(*values)
-                oracle.assert_within_bound(actual, oracle.gemv(*values, index, outputIdx))
+            for inputs, outputs in [(inputIdx, outputIdx), (inputIdx % 5, outputIdx % 4)]:
+                actual = self.function(mode, inputs, outputs)(*values)
+                oracle.assert_within_bound(actual, oracle.gemv(*values, inputs, outputs))
+
+    @pytest.mark.parametrize("mode", COMPILED)
+    @pytest.mark.parametrize("iSize", [4, 100])
+    def test_outer_products(self, mode, iSize):
+        arrays = Draw(replace(self.sizes, iSize=iSize), 0, "float64").outer()
+        arrays |= {"xIdx": arrays["xIdx"] % 5, "yIdx": arrays["yIdx"] % 4}
+        o, x, y, *_, alpha = symbols(arrays).values()
+        result = sparse_block_outer(o, x, y, arrays["xIdx"], arrays["yIdx"], alpha)
+        function = pytensor.function([o, x, y, alpha], result, mode=mode)
+        actual = function(*(arrays[name] for name in ("o", "x", "y", "alpha")))
+        oracle.assert_within_bound(actual, oracle.outer(*arrays.values()))

@@ -63,7 +63,6 @@ def take_by_block(p, memory):
     input_side, output_side = (second, first) if output_is_major else (first, second)
     set_side(input_side, p.batch * p.inputs, p.inputs, p.W.shape[0])
     set_side(output_side, p.batch * p.outputs, p.outputs, p.W.shape[1])
-    input_side.blocks_of_rows, output_side.blocks_of_rows = p.input, p.output
     take_plan(b.plan, memory)
     b.h_rows, b.out_rows = take(memory, input_side.rows), take(memory, output_side.rows)
     b.triples_before = take(memory, p.W.shape[1] + 1 if p.threads > 1 else 0)
@@ -73,6 +72,11 @@ def take_by_block(p, memory):
 def plan_by_block(p):
     """Fill what all threads read."""
     b = p.by_block
+    first, second = b.plan.first, b.plan.second
+    # Now that the indices are counted, which may be used where they lie.
+    first.blocks_of_rows, second.blocks_of_rows = p.input, p.output
+    if b.output == 0:
+        first.blocks_of_rows, second.blocks_of_rows = p.output, p.input
     ready_make_plan(0, 0)
     call_make_plan(0, 0, (address_of_record(b.plan),))
     locate_rows(p.h, b.h_rows)
