@@ -146,6 +146,23 @@ PASS_LANES = 8
 all_in_range, count_in_range = index_pass(False), index_pass(True)
 
 
+def check_values(start, count, itemsize, is_signed, blocks, table):
+    return all_in_range(start, count, itemsize, is_signed, blocks, table)
+
+
+def count_values(start, count, itemsize, is_signed, blocks, table):
+    return count_in_range(start, count, itemsize, is_signed, blocks, table)
+
+
+# By themselves: in each caller they would take seconds to compile.
+PASS = Unit(
+    [check_values, count_values],
+    lambda _: boolean(int64, int64, int64, boolean, int64, int64),
+)
+ready_pass, call_pass = PASS.ready, PASS.call
+CHECKS, COUNTS = np.int64(0), np.int64(1)
+
+
 @kernel
 def is_contiguous(index):
     (batch, window), (row_step, step) = index.shape, index.strides
@@ -159,25 +176,28 @@ def is_known(index, blocks):
 
 
 @kernel
-def pass_over(index, blocks, table, all_in_range):
-    """Whether all_in_range holds for all values of an index, of which each row may be anywhere."""
+def pass_over(index, blocks, table, which):
+    """Whether all values of an index, of which each row may be anywhere, are in range."""
     batch, window = index.shape
     step, size = index.strides[1], index.itemsize
+    ready_pass(0, which)
     if is_contiguous(index):
-        return all_in_range(index.data, batch * window, size, index.is_signed, blocks, table)
+        arguments = (index.data, batch * window, size, index.is_signed, blocks, table)
+        return call_pass(0, which, arguments)
     length = max(window, 1) if step == size else 1
     found = True
     for n in range(batch):
         for first in range(0, window, length):
             start = index.data + n * index.strides[0] + first * step
-            found &= all_in_range(start, length, size, index.is_signed, blocks, table)
+            arguments = (start, length, size, index.is_signed, blocks, table)
+            found &= call_pass(0, which, arguments)
             table += length * WORD_BYTES
     return found
 
 
 @kernel
 def check_index(index, argument, blocks):
-    if not is_known(index, blocks) and not pass_over(index, blocks, 0, all_in_range):
+    if not is_known(index, blocks) and not pass_over(index, blocks, 0, CHECKS):
         for first in range(index.shape[0]):
             for second in range(index.shape[1]):
                 value = index_value(index, first, second)
@@ -211,7 +231,7 @@ def count_from_start(index, blocks, table):
     """
     if is_known(index, blocks) and index.itemsize == WORD_BYTES and is_contiguous(index):
         return index.data
-    pass_over(index, blocks, table, count_in_range)
+    pass_over(index, blocks, table, COUNTS)
     return table
 
 
