@@ -16,6 +16,11 @@ from pytensor.tensor.variable import TensorVariable
 from blocksparse_ops.arguments import TensorLike, TensorOp
 
 
+def c_numbers(scalars: Iterable[str]) -> str:
+    """C code that lists the numbers of arrays without axes, by their C variables."""
+    return ", ".join(f"*static_cast<dtype_{x}*>(PyArray_DATA({x}))" for x in scalars)
+
+
 class BlockZeros(TensorOp, Alloc):
     """Zeros that are allocated at each call, even if their shape is known.
 
@@ -34,11 +39,10 @@ class BlockZeros(TensorOp, Alloc):
         (output,) = outputs
         if not is_zeros(node.inputs[0]):
             return super().c_code(node, name, inputs, outputs, sub)
-        sizes = ", ".join(f"*static_cast<dtype_{size}*>(PyArray_DATA({size}))" for size in shape)
         # By calloc: fresh pages are zero, and those that nothing is added to are never touched.
         return f"""
         {{
-            npy_intp shape[] = {{{sizes}}};
+            npy_intp shape[] = {{{c_numbers(shape)}}};
             if ({output} && PyArray_IS_C_CONTIGUOUS({output}) &&
                 PyArray_CompareLists(PyArray_DIMS({output}), shape, {len(shape)})) {{
                 PyArray_FILLWBYTE({output}, 0);
@@ -84,10 +88,9 @@ class RepeatedZero(TensorOp):
     ) -> str:
         value, *shape = inputs
         (output,) = outputs
-        sizes = ", ".join(f"*static_cast<dtype_{size}*>(PyArray_DATA({size}))" for size in shape)
         return f"""
         {{
-            npy_intp shape[] = {{{sizes}}}, strides[{len(shape)}] = {{}};
+            npy_intp shape[] = {{{c_numbers(shape)}}}, strides[{len(shape)}] = {{}};
             PyArray_Descr* descriptor = PyArray_DESCR({value});
             Py_INCREF(descriptor);
             Py_XSETREF({output}, reinterpret_cast<PyArrayObject*>(PyArray_NewFromDescr(

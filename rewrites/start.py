@@ -26,11 +26,7 @@ def local_sparse_block_gemv_of_repeated_zero(
 
 
 # Right before what works in place, and where that does.
-name, tags = (
-    local_sparse_block_gemv_of_repeated_zero.__name__,
-    ("fast_run", "inplace", "blocksparse"),
-)
+name = local_sparse_block_gemv_of_repeated_zero.__name__
 if name not in optdb.__db__:
-    optdb.register(
-        name, dfs_rewriter(local_sparse_block_gemv_of_repeated_zero), *tags, position=50.15
-    )
+    rewriter = dfs_rewriter(local_sparse_block_gemv_of_repeated_zero)
+    optdb.register(name, rewriter, "fast_run", "inplace", "blocksparse", position=50.15)

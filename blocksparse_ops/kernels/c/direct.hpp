@@ -4,6 +4,7 @@
 
 #include "ahead.hpp"
 #include "choose.hpp"
+#include "product.hpp"
 #include "split.hpp"
 #include "sums.hpp"
 
@@ -57,19 +58,14 @@ class DirectGemv {
     // Checks, and allocates all that work() needs. Writes nothing of the caller's.
     Fault prepare(const Array* args, const SizePair* equal_sizes, int pair_count,
                   const Thresholds& thresholds, int most_threads) {
-        W = args[1];
-        h = args[2];
-        const i64 batch = h.shape[0], inputs = h.shape[1], outputs = args[0].shape[1];
-        if (Fault fault = check(args, arguments, equal_sizes, pair_count, batch, inputs, outputs,
-                                W.shape[0], W.shape[1], indices))
-            return fault;
-        workers = threads_for(batch * inputs * outputs, W.shape[2] * W.shape[3], thresholds,
+        if (Fault fault = p.prepare(args, arguments, equal_sizes, pair_count)) return fault;
+        workers = threads_for(p.batch * p.inputs * p.outputs, p.depth * p.columns, thresholds,
                               most_threads);
         return {};
     }
 
     // Whether each element of the output is a sum of some products.
-    bool writes_all() const { return h.shape[1] && W.shape[2] && W.shape[3]; }
+    bool writes_all() const { return p.inputs && p.depth && p.columns; }
 
     // Has all sums start from one value, whatever the output holds.
     void start_from(const char* value) {
@@ -78,25 +74,24 @@ class DirectGemv {
     }
 
     // To be called before work(). `array` holds the initial values, if all do not start from one.
-    void place(const Array& array) { out = array; }
+    void place(const Array& array) { p.out = array; }
 
     int threads() const { return workers; }
 
     // The work of one thread, some of the rows n * outputs + w; all may run at once.
     void work(int thread) const {
-        const Share rows(out.shape[0] * out.shape[1], thread, workers);
-        const i64 depth = W.shape[2], columns = W.shape[3];
+        const Share rows(p.batch * p.outputs, thread, workers);
         if (!writes_all() || rows.first == rows.last) return;
-        const bool has_rows = W.strides[3] == size;
-        const bool has_columns = W.strides[2] == size && h.strides[2] == size;
-        with_power<most_chains<T>>(depth, [&](auto chains) {
-            if (has_columns && (columns == 1 || !has_rows))
-                with_power<most_columns>(columns, [&](auto lanes) {
-                    add<ColumnSums<T, chains(), lanes()>>(rows, W.strides[3]);
+        const bool has_rows = p.W.strides[3] == size;
+        const bool has_columns = p.W.strides[2] == size && p.h.strides[2] == size;
+        with_power<most_chains<T>>(p.depth, [&](auto chains) {
+            if (has_columns && (p.columns == 1 || !has_rows))
+                with_power<most_columns>(p.columns, [&](auto lanes) {
+                    add<ColumnSums<T, chains(), lanes()>>(rows, p.W.strides[3]);
                 });
             else
-                with_power<full_lanes<T>>(has_rows ? columns : 1, [&](auto lanes) {
-                    add<RowSums<T, chains(), lanes()>>(rows, W.strides[2]);
+                with_power<full_lanes<T>>(has_rows ? p.columns : 1, [&](auto lanes) {
+                    add<RowSums<T, chains(), lanes()>>(rows, p.W.strides[2]);
                 });
         });
     }
@@ -105,16 +100,14 @@ class DirectGemv {
     static constexpr i64 size = sizeof(T);
     static constexpr int most_columns = std::min(4, full_lanes<T>);
 
-    Array W, h, out;
-    Indices indices;
+    Product<T> p;
     int workers;
     bool starts = false;
     T start[full_lanes<T>];
 
     template <class Sums>
     void add(const Share& rows, i64 step) const {
-        const bool single = h.shape[1] == 1 && out.shape[1] == 1;
-        const bool whole = W.shape[3] == Sums::lanes;
+        const bool single = p.inputs == 1 && p.outputs == 1, whole = p.columns == Sums::lanes;
         single && whole ? add_rows<Sums, true, true>(rows, step)
         : single        ? add_rows<Sums, true, false>(rows, step)
                         : add_rows<Sums, false, false>(rows, step);
@@ -123,13 +116,14 @@ class DirectGemv {
     template <class Sums, bool single, bool whole>
     __attribute__((noinline)) void add_rows(const Share& rows, i64 step) const {
         constexpr i64 lanes = Sums::lanes;
-        const i64 depth = W.shape[2], columns = whole ? lanes : W.shape[3];
+        const Array &W = p.W, &h = p.h, &out = p.out;
+        const i64 depth = p.depth, columns = whole ? lanes : p.columns;
         const i64 h_step = h.strides[1], left_step = h.strides[2], to_step = out.strides[2];
         const i64 i_step = W.strides[0], j_step = W.strides[1], column_step = W.strides[3];
         const char* const all_blocks = W.data;
         const char* const initial = starts ? reinterpret_cast<const char*>(start) : nullptr;
-        Window<single> window(h, out, indices, rows.first);
-        Ahead ahead(W, size, indices, window.inputs, window.outputs, rows.last);
+        Window<single> window(h, out, p.indices, rows.first);
+        Ahead ahead(W, size, p.indices, window.inputs, window.outputs, rows.last);
         for (i64 row = rows.first; row < rows.last; ++row, window.next()) {
             ahead.prefetch_from(row);
             const char* blocks = all_blocks + *window.output * j_step;

@@ -106,8 +106,8 @@ struct ConstantIndex {
     i64 least, greatest;
 };
 
-// Looks at a constant index the first time. It is copied, for PyTensor shares its memory with whoever
-// made it. Returns false with a Python error set if that cannot be done.
+// Looks at a constant index the first time. It is copied, for PyTensor shares its memory with
+// whoever made it. Returns false with a Python error set if that cannot be done.
 inline bool know(PyArrayObject* index, ConstantIndex& constant, Array& argument) {
     if (!constant.copy) {
         PyObject* copy = PyArray_FROM_OTF(
@@ -130,8 +130,8 @@ inline bool know(PyArrayObject* index, ConstantIndex& constant, Array& argument)
     return true;
 }
 
-// One call of an op. `constants` has a place for each index that is a constant. Returns false with a Python error set, and nothing written, if it cannot be
-// done.
+// One call of an op. `constants` has a place for each index that is a constant. Returns false with
+// a Python error set, and nothing written, if it cannot be done.
 template <class Kernel>
 bool call(const char* op, PyArrayObject* const* inputs, PyArrayObject** output, bool inplace,
           ConstantIndex* const* constants, const SizePair* equal_sizes, int pair_count,
