@@ -16,7 +16,7 @@ from blocksparse_ops import sparse_block_dot, sparse_block_gemv, sparse_block_ou
 from blocksparse_ops.ops import SparseBlockGemv
 
 jax = pytest.importorskip("jax")
-kernels = pytest.importorskip("blocksparse_ops.kernels.jax")
+kernels = pytest.importorskip("blocksparse_ops.kernels.jax_steps")
 
 # The triples as they stand, and sorted by block.
 SIZES = [Sizes(3, 4, 5, 6, 2, 3, 4), Sizes(1, 2, 3, 2, 3, 2, 3)]

@@ -1,0 +1,298 @@
+"""Both ops for JAX, computed: a gather of what is small, and else loops over tiles."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from blocksparse_ops.kernels.mapped import fold
+from blocksparse_ops.kernels.tiles import (
+    SORTED_REUSE,
+    Form,
+    Sizes,
+    Tiles,
+    choose_form,
+    count_from_start,
+    cut,
+    reuse_of,
+    rows_of_step,
+    sizes_of,
+    unknown,
+)
+
+# The working set of a step over windows, in elements, unless one block is larger.
+WINDOW_ELEMENTS = 1 << 17
+
+# What may be gathered at once: more leaves the cache, and steps cost less than that.
+GATHERED_BYTES = 1 << 24
+
+# Windows of so many inputs at the most are written out, where inputs are of size 1.
+UNROLLED_WINDOW = 16
+
+# Below so many elements of a block, sorting takes longer than it saves.
+SORTED_BLOCK = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Constants:
+    """The values of both indices where they are constants of what is compiled.
+
+    XLA would sort them, too, but takes seconds for it.
+    """
+
+    left: np.ndarray
+    right: np.ndarray
+
+    def exchanged(self) -> "Constants":
+        return Constants(self.right, self.left)
+
+
+def cut_by_block(
+    left: Array, right: Array, sizes: Sizes, form: Form, constants: Constants | None
+) -> Tiles:
+    """Cut the triples into tiles, constants by NumPy when the product is compiled."""
+    if constants is None:
+        return cut(jnp, left, right, sizes, form)
+    tiles = cut(
+        np,
+        count_from_start(np, constants.left, sizes.iBlocks, int),
+        count_from_start(np, constants.right, sizes.oBlocks, int),
+        sizes,
+        form,
+    )
+    arrays = {name: getattr(tiles, name) for name in ("inputIdx", "outputIdx", "order", "starts")}
+    arrays = {name: None if x is None else jnp.asarray(x) for name, x in arrays.items()}
+    return tiles._replace(**arrays, steps=int(tiles.steps))
+
+
+def counted(index: Array, blocks: int) -> Array:
+    return count_from_start(jnp, index, blocks, int)
+
+
+def countable_sizes(inputIdx: Array, outputIdx: Array, blocks: Sequence[int]) -> Sizes:
+    sizes = sizes_of(inputIdx, outputIdx, blocks)
+    if sizes.triples >= jnp.iinfo(jnp.arange(0).dtype).max // 2:
+        raise OverflowError(
+            f"a block-sparse product of {sizes.triples} triples of (example, input, output): too "
+            "many for JAX to number; use a smaller batch, or switch jax_enable_x64 on"
+        )
+    return sizes
+
+
+def rows(values: Array) -> Array:
+    """The rows of all windows one after the other, and one of zeros: for what is out of range."""
+    return jnp.pad(fold(values), ((0, 1), (0, 0)))
+
+
+def add_at(values: Array, positions: Any, terms: Array) -> Array:
+    """values[positions] += terms, with repeated positions; what lies outside is left out."""
+    selected, terms = values.at[positions], terms.astype(values.dtype)
+    return (selected.max if values.dtype == jnp.bool_ else selected.add)(terms, mode="drop")
+
+
+def gather(W: Array, i: Array, j: Array, transposed: bool) -> Array:
+    return W.at[(j, i) if transposed else (i, j)].get(mode="clip")
+
+
+def add_by_block(
+    sums: Array,
+    W: Array,
+    h: Array,
+    inputIdx: Array,
+    outputIdx: Array,
+    sizes: Sizes,
+    transposed: bool,
+    constants: Constants | None,
+) -> Array:
+    """Add the products to the rows of all outputs, tile by tile of one block each."""
+    form = choose_form(sizes, *W.shape[2:])
+    tiles = cut_by_block(inputIdx, outputIdx, sizes, form, constants)
+    left = rows(h)
+    product = "krq,kpq->krp" if transposed else "krp,kpq->krq"
+
+    def add_step(number: Array, sums: Array) -> Array:
+        step = rows_of_step(jnp, tiles, number)
+        blocks = gather(W, step.i, step.j, transposed)
+        return add_at(sums, step.right, jnp.einsum(product, left[step.left], blocks))
+
+    return jax.lax.fori_loop(0, tiles.steps, add_step, sums)
+
+
+def parts_of(inputs: int, block: int) -> int:
+    """Into how many equal parts to cut the blocks of one output for a step to hold a part."""
+    parts = (n for n in range(1, inputs) if inputs % n == 0)
+    return next((n for n in parts if inputs // n * block <= WINDOW_ELEMENTS), inputs)
+
+
+def add_by_window(
+    sums: Array,
+    W: Array,
+    h: Array,
+    inputIdx: Array,
+    outputIdx: Array,
+    sizes: Sizes,
+    transposed: bool,
+) -> Array:
+    """Add the products to the rows of all outputs, a few outputs with their whole windows a step.
+
+    Where blocks are read once or twice, sorting them does not pay; the blocks of one output are a
+    matrix by which all its inputs, taken as one row, are multiplied.
+    """
+    block = W.shape[2] * W.shape[3]
+    parts = parts_of(sizes.inputs, block)
+    x = h.reshape(sizes.batch * parts, sizes.inputs // parts, -1)
+    i, j = inputIdx.reshape(x.shape[:2]), outputIdx.reshape(-1, 1)
+    total = sizes.batch * parts * sizes.outputs
+    of_step = min(max(WINDOW_ELEMENTS // (x.shape[1] * block), 1), total)
+
+    def add_step(number: Array, sums: Array) -> Array:
+        term = number * of_step + jnp.arange(of_step)
+        part, output = jnp.divmod(jnp.minimum(term, total - 1), sizes.outputs)
+        row = part // parts * sizes.outputs + output
+        blocks = gather(W, i[part], j[row], transposed)
+        if transposed:
+            products = jnp.einsum("kvq,kvpq->kvp", x[part], blocks).sum(1)
+        else:
+            # Row by row of all blocks at once, so that their cache misses overlap.
+            blocks = blocks.swapaxes(1, 2).reshape(of_step, -1, blocks.shape[-1])
+            products = (x[part].mT.reshape(of_step, 1, -1) @ blocks)[:, 0]
+        return add_at(sums, jnp.where(term < total, row, len(sums)), products)
+
+    return jax.lax.fori_loop(0, -(-total // of_step), add_step, sums)
+
+
+def multiply(h: Array, W: Array, i: Array, j: Array, transposed: bool) -> Array:
+    """The sums over windows and depths, of as many examples as may be gathered at once."""
+    batch, outputs = j.shape
+    if transposed:
+        blocks = gather(W, i[:, :, None], j[:, None, :], transposed)
+        matrices = blocks.reshape(*i.shape, -1, blocks.shape[-1])
+        return (matrices @ h[..., None]).sum(1).reshape(batch, outputs, -1)
+    if h.shape[2] == 1 and h.shape[1] <= UNROLLED_WINDOW:
+        # XLA makes one loop of gathers, products and sums.
+        places = (gather(W, i[:, v : v + 1], j, transposed)[:, :, 0] for v in range(h.shape[1]))
+        return sum(h[:, v, None] * blocks for v, blocks in enumerate(places))
+    # The blocks of one output as one matrix, by which its inputs, as one row, are multiplied.
+    blocks = gather(W, i[:, None, :], j[:, :, None], transposed)
+    matrices = blocks.reshape(batch, outputs, -1, blocks.shape[-1])
+    return (h.reshape(batch, 1, 1, -1) @ matrices)[:, :, 0]
+
+
+def examples_of_step(sizes: Sizes, blocks: Array) -> int:
+    """How many examples to gather all blocks of at a time; 0 if there is a better way."""
+    block = blocks.shape[2] * blocks.shape[3]
+    if sizes.triples * block * blocks.dtype.itemsize <= GATHERED_BYTES:
+        return sizes.batch
+    if reuse_of(sizes) >= SORTED_REUSE and block >= SORTED_BLOCK:
+        return 0
+    return WINDOW_ELEMENTS // (sizes.inputs * sizes.outputs * block)
+
+
+def some_of(values: Array, start: Array, count: int) -> Array:
+    return jax.lax.dynamic_slice_in_dim(values, start, count)
+
+
+def gemv_by_example(
+    o: Array, W: Array, h: Array, inputIdx: Array, outputIdx: Array, transposed: bool, of_step: int
+) -> Array:
+    """Gather all blocks of some examples at a time."""
+
+    def result_of(o: Array, h: Array, i: Array, j: Array) -> Array:
+        return o + multiply(h, W, i, j, transposed).astype(o.dtype)
+
+    batch = len(o)
+    if of_step >= batch:
+        return result_of(o, h, inputIdx, outputIdx)
+
+    def add_step(number: Array, result: Array) -> Array:
+        # The last step computes some examples again.
+        start = jnp.minimum(number * of_step, batch - of_step)
+        arguments = (some_of(x, start, of_step) for x in (o, h, inputIdx, outputIdx))
+        return jax.lax.dynamic_update_slice_in_dim(result, result_of(*arguments), start, 0)
+
+    return jax.lax.fori_loop(0, -(-batch // of_step), add_step, o)
+
+
+def gemv_in_steps(
+    o: Array,
+    W: Array,
+    h: Array,
+    inputIdx: Array,
+    outputIdx: Array,
+    *,
+    transposed: bool,
+    constants: Constants | None = None,
+) -> Array:
+    """o[n, w] + sum_v h[n, v] @ W[inputIdx[n, v], outputIdx[n, w]]
+
+    With `transposed` it is W[outputIdx[n, w], inputIdx[n, v]].T that is multiplied by, where it
+    lies. A result that an index out of range takes part in is NaN.
+    """
+    iBlocks, oBlocks = W.shape[1::-1] if transposed else W.shape[:2]
+    sizes = countable_sizes(inputIdx, outputIdx, (iBlocks, oBlocks))
+    inputIdx, outputIdx = counted(inputIdx, iBlocks), counted(outputIdx, oBlocks)
+    result = o
+    if sizes.triples and W.size:
+        if of_step := examples_of_step(sizes, W):
+            result = gemv_by_example(o, W, h, inputIdx, outputIdx, transposed, of_step)
+        elif reuse_of(sizes) >= SORTED_REUSE:
+            arguments = fold(o), W, h, inputIdx, outputIdx
+            result = add_by_block(*arguments, sizes, transposed, constants).reshape(o.shape)
+        else:
+            sums = add_by_window(fold(o), W, h, inputIdx, outputIdx, sizes, transposed)
+            result = sums.reshape(o.shape)
+    wrong = (inputIdx == iBlocks).any(1, keepdims=True) | (outputIdx == oBlocks)
+    return jnp.where(wrong[:, :, None], unknown(o), result).astype(o.dtype)
+
+
+def outer_by_example(o: Array, x: Array, y: Array, xIdx: Array, yIdx: Array, of_step: int) -> Array:
+    """Make all products of some examples at a time."""
+
+    def add(o: Array, x: Array, y: Array, i: Array, j: Array) -> Array:
+        products = x[:, :, None, :, None] * y[:, None, :, None, :]
+        return add_at(o, (i[:, :, None], j[:, None, :]), products)
+
+    batch = len(x)
+    if of_step >= batch:
+        return add(o, x, y, xIdx, yIdx)
+
+    def add_step(number: Array, o: Array) -> Array:
+        start = jnp.minimum(number * of_step, batch - of_step)
+        x_, y_, i, j = (some_of(values, start, of_step) for values in (x, y, xIdx, yIdx))
+        # What the last step has in common with the one before it is left out.
+        again = start + jnp.arange(of_step) < number * of_step
+        return add(o, x_, y_, jnp.where(again[:, None], len(o), i), j)
+
+    return jax.lax.fori_loop(0, -(-batch // of_step), add_step, o)
+
+
+def outer_in_steps(
+    o: Array,
+    x: Array,
+    y: Array,
+    xIdx: Array,
+    yIdx: Array,
+    *,
+    constants: Constants | None = None,
+) -> Array:
+    """o[xIdx[n, v], yIdx[n, w]] += outer(x[n, v], y[n, w]), without what is out of range."""
+    sizes = countable_sizes(xIdx, yIdx, o.shape[:2])
+    if not sizes.triples or not o.size:
+        return o
+    xIdx, yIdx = counted(xIdx, sizes.iBlocks), counted(yIdx, sizes.oBlocks)
+    if of_step := examples_of_step(sizes, o):
+        return outer_by_example(o, x, y, xIdx, yIdx, of_step)
+    form = choose_form(sizes, *o.shape[2:])
+    tiles = cut_by_block(xIdx, yIdx, sizes, form, constants)
+    left, right = rows(x), rows(y)
+
+    def add_step(number: Array, o: Array) -> Array:
+        step = rows_of_step(jnp, tiles, number)
+        products = jnp.einsum("krp,krq->kpq", left[step.left], right[step.right])
+        return add_at(o, (step.i, step.j), products)
+
+    return jax.lax.fori_loop(0, tiles.steps, add_step, o)
