@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import oracle
@@ -167,6 +168,21 @@ def test_weights_are_read_where_they_lie():
     shape = ",".join(str(arrays["W"].shape[axis]) for axis in (1, 0, 3, 2))
     assert any(isinstance(node.op, SparseBlockGemv) for node in function.maker.fgraph.apply_nodes)
     assert f"f64[{shape}]" not in text
+
+
+@pytest.mark.parametrize("most", [1, 4000, 1 << 30])
+def test_on_a_gpu_blocks_are_gathered_whatever_their_size(monkeypatch, most):
+    """Some examples at a time where all would take too much: nothing is sorted."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(kernels, "GATHERED_BYTES_OF_GPU", most)
+    arrays = Draw(Sizes(2, 2, 17, 16, 2, 1, 9), 0, "float32", integers=True)
+    for run, problem, expect in (
+        (partial(kernels.gemv_in_steps, transposed=False), arrays.gemv(), oracle.gemv),
+        (kernels.outer_in_steps, arrays.outer() | {"alpha": np.float32(1)}, oracle.outer),
+    ):
+        values = [jax.numpy.asarray(a) for a in problem.values()][:5]
+        assert "stablehlo.sort" not in jax.jit(run).lower(*values).as_text()
+        np.testing.assert_array_equal(run(*values), expect(*problem.values())[0])
 
 
 @pytest.mark.parametrize("of_step", [1, 2, 3, 7])

@@ -27,8 +27,10 @@ from blocksparse_ops.kernels.tiles import (
 # The working set of a step over windows, in elements, unless one block is larger.
 WINDOW_ELEMENTS = 1 << 17
 
-# What may be gathered at once: more leaves the cache, and steps cost less than that.
+# What may be gathered at once: more leaves the cache, and steps cost less than that. Not on a GPU,
+# where each step is a launch of kernels, and more of them to sort for it.
 GATHERED_BYTES = 1 << 24
+GATHERED_BYTES_OF_GPU = 1 << 30
 
 # Windows of so many inputs at the most are written out, where inputs are of size 1.
 UNROLLED_WINDOW = 16
@@ -185,8 +187,12 @@ def multiply(h: Array, W: Array, i: Array, j: Array, transposed: bool) -> Array:
 def examples_of_step(sizes: Sizes, blocks: Array) -> int:
     """How many examples to gather all blocks of at a time; 0 if there is a better way."""
     block = blocks.shape[2] * blocks.shape[3]
-    if sizes.triples * block * blocks.dtype.itemsize <= GATHERED_BYTES:
+    gathered = sizes.triples * block * blocks.dtype.itemsize
+    on_gpu = jax.default_backend() != "cpu"
+    if gathered <= (GATHERED_BYTES_OF_GPU if on_gpu else GATHERED_BYTES):
         return sizes.batch
+    if on_gpu:
+        return max(GATHERED_BYTES_OF_GPU * sizes.batch // gathered, 1)
     if reuse_of(sizes) >= SORTED_REUSE and block >= SORTED_BLOCK:
         return 0
     return WINDOW_ELEMENTS // (sizes.inputs * sizes.outputs * block)
