@@ -19,6 +19,9 @@
    the ops become their in-place twins where the destroy handler allows. After 49.5, where the
    destroy handler is added; before 50.5, where PyTensor makes elementwise ops in place: they
    could take the very buffer that an outer product would otherwise update, and it is weights.
+7. ``block_sparse_raise_first`` (`order`), at 99.9: what may raise runs before what writes into a
+   shared variable. After what works in place; before 100, where PyTensor fuses elementwise ops
+   with others. It looks at a graph once.
 
 PyTensor runs all of these again on the graph inside a Scan. All carry the tag ``blocksparse``, so
 that ``mode.excluding("blocksparse")`` turns them off, and their own name, which turns off one.
@@ -38,6 +41,7 @@ read their sizes off arrays, before PyTensor computes sizes from others. It opti
 
 from blocksparse_ops.rewrites import bias as bias
 from blocksparse_ops.rewrites import inplace as inplace
+from blocksparse_ops.rewrites import order as order
 from blocksparse_ops.rewrites import scan as scan
 from blocksparse_ops.rewrites import sizes as sizes
 from blocksparse_ops.rewrites import start as start

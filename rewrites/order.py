@@ -1,0 +1,240 @@
+"""What may raise runs before what writes into a shared variable: all of a step happens or none.
+
+PyTensor orders nodes by what they need, and puts who reads a variable before who destroys it.
+Between an update in place and a product whose index is out of range there is neither: without more
+the first may be written when the second raises.
+"""
+
+from collections.abc import Iterable, Iterator
+
+from pytensor.compile import optdb
+from pytensor.compile.ops import deep_copy_op
+from pytensor.compile.sharedvalue import SharedVariable
+from pytensor.graph.basic import Apply, Variable
+from pytensor.graph.features import Feature
+from pytensor.graph.fg import FunctionGraph
+from pytensor.graph.op import Op
+from pytensor.graph.rewriting.basic import GraphRewriter
+from pytensor.graph.traversal import toposort_with_orderings
+from pytensor.raise_op import Assert
+from pytensor.tensor.elemwise import DimShuffle, Elemwise
+from pytensor.tensor.math import eq
+from pytensor.tensor.shape import Shape_i, SpecifyShape
+
+from blocksparse_ops.base import SparseBlockOp
+from blocksparse_ops.bias import CheckedColumns
+from blocksparse_ops.ops import SparseBlockGemv, SparseBlockOuter
+from blocksparse_ops.rewrites.match import like, same_shape
+
+
+def may_raise(op: Op) -> bool:
+    """Whether an op is one of ours that checks its arguments, or has one inside."""
+    if isinstance(op, SparseBlockOp | CheckedColumns):
+        return True
+    if hasattr(op, "core_op"):
+        return may_raise(op.core_op)
+    graph = getattr(op, "fgraph", None)
+    return graph is not None and any(may_raise(node.op) for node in graph.apply_nodes)
+
+
+def destroyers_of(fgraph: FunctionGraph, held: Iterable[Variable]) -> list[Apply]:
+    """The nodes that write into what some variables hold, one after the other."""
+    found: dict[Apply, None] = {}
+    held = list(held)
+    for variable in held:
+        for node in fgraph.destroyers(variable):
+            found[node] = None
+            held += [node.outputs[k] for k in node.op.destroy_map]
+    return list(found)
+
+
+class Schedule:
+    """Which nodes of a graph may raise before any of its inputs is written.
+
+    Attributes
+    ----------
+    destroyers : list of Apply
+        What writes into inputs.
+    early : list of Apply
+        What may raise and needs nothing that these have computed or must run before.
+    """
+
+    def __init__(self, fgraph: FunctionGraph):
+        self.destroyers = destroyers_of(fgraph, fgraph.inputs)
+        self.early: list[Apply] = []
+        if not self.destroyers:
+            return
+        orderings = fgraph.destroy_handler.orderings(fgraph)
+        late = set(self.destroyers)
+        lazy = only_if_chosen(fgraph)
+        for node in toposort_with_orderings(fgraph.outputs, orderings=orderings):
+            needed = (*(x.owner for x in node.inputs), *orderings.get(node, ()))
+            if not late.isdisjoint(needed):
+                late.add(node)
+            elif node not in late and node not in lazy and may_raise(node.op):
+                self.early.append(node)
+
+
+def only_if_chosen(fgraph: FunctionGraph) -> set[Apply]:
+    """The nodes that a lazy choice needs: to order them would compute what was not chosen."""
+    # By name, for the versions of PyTensor have it in different places.
+    choices = [node for node in fgraph.apply_nodes if type(node.op).__name__ == "IfElse"]
+    return set(toposort_with_orderings([x for node in choices for x in node.inputs[1:]]))
+
+
+class RaiseFirst(Feature):
+    """Orders what may raise before what writes into an input, wherever the graph allows."""
+
+    def orderings(self, fgraph: FunctionGraph) -> dict[Apply, list[Apply]]:
+        schedule = Schedule(fgraph)
+        return {node: list(schedule.early) for node in schedule.destroyers if schedule.early}
+
+
+class BlockSparseRaiseFirst(GraphRewriter):
+    """Have a graph raise before it writes.
+
+    The order is PyTensor's to keep. What raises late, because it needs what a node in place
+    computes besides a new value, has that node destroy a copy; and of several outers in place each
+    is checked by one that adds nothing, unless another op makes the same checks early.
+    """
+
+    def add_requirements(self, fgraph: FunctionGraph) -> None:
+        fgraph.attach_feature(RaiseFirst())
+
+    def apply(self, fgraph: FunctionGraph) -> None:
+        if not hasattr(fgraph, "destroyers") or not any(
+            may_raise(n.op) for n in fgraph.apply_nodes
+        ):
+            return
+        shared = [x for x in fgraph.inputs if isinstance(x, SharedVariable)]
+        destroyers = destroyers_of(fgraph, shared)
+        for node in destroyers:
+            if holds_up(fgraph, node, destroyers):
+                destroy_copies(fgraph, node)
+        if len(destroyers) > 1:
+            early = Schedule(fgraph).early
+            for node in destroyers:
+                if isinstance(node.op, SparseBlockOuter) and not any(
+                    makes_checks_of(fgraph, other, node) for other in early
+                ):
+                    check_before(fgraph, node)
+
+
+def holds_up(fgraph: FunctionGraph, node: Apply, destroyers: list[Apply]) -> bool:
+    """Whether what may raise needs more of a node than a variable's new value.
+
+    Of outers in place all checks are made early.
+    """
+    if isinstance(node.op, SparseBlockOuter):
+        return False
+    new_values = [node.outputs[k] for k in node.op.destroy_map]
+    return any(
+        may_raise(user.op)
+        for output in node.outputs
+        if not (output in new_values and output in fgraph.outputs)
+        for user in users_of(fgraph, output)
+        if not (isinstance(user.op, SparseBlockOuter) and user in destroyers)
+    )
+
+
+def users_of(fgraph: FunctionGraph, variable: Variable) -> Iterator[Apply]:
+    """The nodes that need a variable, through whatever others."""
+    seen, pending = set(), [variable]
+    while pending:
+        for node, _ in fgraph.clients[pending.pop()]:
+            if node in fgraph.apply_nodes and node not in seen:
+                seen.add(node)
+                pending += node.outputs
+                yield node
+
+
+def destroy_copies(fgraph: FunctionGraph, node: Apply) -> None:
+    for [position] in node.op.destroy_map.values():
+        copy = deep_copy_op(node.inputs[position])
+        fgraph.change_node_input(node, position, copy, reason="raise_first")
+
+
+def makes_checks_of(fgraph: FunctionGraph, other: Apply, outer: Apply) -> bool:
+    """Whether a gemv over the same weights refuses all that an outer refuses."""
+    if not isinstance(other.op, SparseBlockGemv):
+        return False
+    _, W, h, *indices = other.inputs
+    blocks, x, y, *outer_indices, _ = outer.inputs
+    if indices == outer_indices:
+        row, result, order = x, y, (0, 1, 2, 3)
+    elif indices == outer_indices[::-1]:
+        row, result, order = y, x, (1, 0, 3, 2)
+    else:
+        return False
+    root, axes = place_of(blocks)
+    return (
+        row is h
+        and place_of(W) == (root, tuple(axes[axis] for axis in order))
+        and is_of_shape(fgraph, result, other.outputs[0])
+    )
+
+
+def is_of_shape(fgraph: FunctionGraph, x: Variable, other: Variable) -> bool:
+    """Whether a variable is known to have another's shape, which elementwise ops keep."""
+    if x is other or same_shape(fgraph, x, other):
+        return True
+    return (
+        x.owner is not None
+        and isinstance(x.owner.op, Elemwise)
+        and any(like(y, x) and is_of_shape(fgraph, y, other) for y in x.owner.inputs)
+    )
+
+
+def place_of(blocks: Variable) -> tuple[Variable, tuple[int | str, ...]]:
+    """What blocks are a view of, or a new value of, and which of its axes theirs are."""
+    axes: tuple[int | str, ...] = tuple(range(blocks.type.ndim))
+    while blocks.owner is not None:
+        if isinstance(blocks.owner.op, DimShuffle):
+            order = blocks.owner.op.new_order
+            axes = tuple(axis if axis == "x" else order[axis] for axis in axes)
+            blocks = blocks.owner.inputs[0]
+        elif isinstance(blocks.owner.op, SpecifyShape):
+            blocks = blocks.owner.inputs[0]
+        elif (destroyed := destroyed_by(blocks)) is not None:
+            blocks = destroyed
+        else:
+            break
+    return blocks, axes
+
+
+def destroyed_by(new_value: Variable) -> Variable | None:
+    """What a variable is written into, and has the shape of."""
+    node = new_value.owner
+    position = node.op.destroy_map.get(node.outputs.index(new_value))
+    return None if position is None else node.inputs[position[0]]
+
+
+def unwritten(blocks: Variable) -> Variable:
+    """Blocks as they are before anything is written into them."""
+    root, axes = place_of(blocks)
+    return root.dimshuffle(axes)
+
+
+def check_before(fgraph: FunctionGraph, outer: Apply) -> None:
+    """Have an outer that adds nothing make the checks of one.
+
+    To blocks without columns, and, where it is not known that the sizes of rows agree, to blocks
+    without rows.
+    """
+    blocks, x, y, *indices, alpha = outer.inputs
+    blocks = unwritten(blocks)
+    op = SparseBlockOuter()
+    without_columns = op(blocks[:, :, :, :0], x, y[:, :, :0], *indices, alpha)
+    were_checked = [eq(Shape_i(3)(without_columns), 0)]
+    if not same_shape(fgraph, outer.inputs[0], y, 3, 2):
+        without_rows = op(blocks[:, :, :0], x[:, :, :0], y, *indices, alpha)
+        were_checked.append(eq(Shape_i(2)(without_rows), 0))
+    checked = Assert("blocks without columns or rows")(alpha, *were_checked)
+    fgraph.change_node_input(outer, 5, checked, reason="raise_first")
+
+
+# After what works in place, and before 100, where PyTensor fuses elementwise ops with others.
+name = "block_sparse_raise_first"
+if name not in optdb.__db__:
+    tags = ("fast_run", "inplace", "blocksparse")
+    optdb.register(name, BlockSparseRaiseFirst(), *tags, position=99.9)

@@ -1,0 +1,201 @@
+"""A function that raises has changed no shared variable, whichever op found what is wrong."""
+
+import numpy as np
+import pytensor
+import pytensor.tensor as pt
+import pytest
+from cases import MODES, in_python, needs_compiler
+from pytensor import ifelse
+from pytensor.compile.ops import DeepCopyOp
+from pytensor.raise_op import CheckAndRaise
+
+from blocksparse_ops import SparseBlockOuter, sparse_block_dot, sparse_block_outer
+
+BLOCKS, SIZE, BATCH, WINDOW = 5, 2, 6, 2
+
+# The order is one of the graph: most run in Python what a mode's rewrites give.
+GRAPHS = [
+    pytest.param(lambda: in_python("CVM"), id="CVM", marks=needs_compiler),
+    pytest.param(lambda: in_python("NUMBA"), id="NUMBA"),
+]
+
+
+def state_of(variable):
+    value = variable.get_value()
+    return value.tobytes() if isinstance(value, np.ndarray) else value.bit_generator.state
+
+
+def weights(rng, *names):
+    return [pytensor.shared(rng.normal(size=(BLOCKS, BLOCKS, SIZE, SIZE)), name) for name in names]
+
+
+class Problem:
+    """Values, and as many indices as are wanted, each of which can be made wrong."""
+
+    def __init__(self, indices):
+        self.rng = np.random.default_rng(0)
+        self.h = pt.tensor3("h")
+        self.index = [pt.lmatrix(f"index{k}") for k in range(indices)]
+        self.inputs = [self.h, *self.index]
+
+    def values(self, wrong=None):
+        values = [self.rng.normal(size=(BATCH, WINDOW, SIZE))]
+        values += [self.rng.integers(-2, 3, (BATCH, WINDOW)) for _ in self.index]
+        if wrong is not None:
+            values[1 + wrong][-1, -1] = 9
+        return values
+
+    def compile(self, updates, mode, outputs=None):
+        return pytensor.function(
+            self.inputs, outputs, updates=updates, mode=mode, on_unused_input="ignore"
+        )
+
+    def check(self, updates, mode, outputs=None):
+        """Each index wrong in turn changes nothing, and none wrong changes all variables."""
+        function = self.compile(updates, mode, outputs)
+        variables = [variable for variable, _ in updates]
+        before = [state_of(variable) for variable in variables]
+        for k in range(len(self.index)):
+            with pytest.raises(IndexError, match="= 9 is out of range"):
+                function(*self.values(wrong=k))
+            assert [state_of(variable) for variable in variables] == before
+        function(*self.values())
+        assert all(state_of(x) != old for x, old in zip(variables, before, strict=True))
+        return function
+
+
+def step(variables, loss):
+    return [
+        (variable, variable - 0.1 * gradient)
+        for variable, gradient in zip(variables, pt.grad(loss, variables), strict=True)
+    ]
+
+
+def layers(problem, count, several):
+    """The losses of layers on layers, and a step in all parameters, one of which is dense."""
+    Ws = weights(problem.rng, *(f"W{k}" for k in range(count)))
+    bs = [pytensor.shared(problem.rng.normal(size=(BLOCKS, SIZE)), f"b{k}") for k in range(count)]
+    scale = pytensor.shared(problem.rng.normal(size=SIZE), "scale")
+    h, losses = problem.h, []
+    for W, b, i, j in zip(Ws, bs, problem.index[:-1], problem.index[1:], strict=True):
+        h = pt.tanh(sparse_block_dot(W, h, i, b, j) * scale)
+        losses.append((h**2).mean())
+    if not several:
+        return losses[-1:], step([*Ws, *bs, scale], losses[-1])
+    updates = [u for W, b, loss in zip(Ws, bs, losses, strict=True) for u in step([W, b], loss)]
+    return losses, updates + step([scale], sum(losses))
+
+
+def checks(function):
+    """The nodes that check what an outer in place would find too late."""
+    return [
+        node
+        for node in function.maker.fgraph.apply_nodes
+        if isinstance(node.op, CheckAndRaise) and "blocks without" in node.op.msg
+    ]
+
+
+@pytest.mark.parametrize("mode", GRAPHS)
+@pytest.mark.parametrize("output", [True, False], ids=["with output", "without"])
+@pytest.mark.parametrize("several", [True, False], ids=["several losses", "one loss"])
+@pytest.mark.parametrize("count", [2, 3])
+def test_layers(count, several, output, mode):
+    """No op is added: the products refuse what the outers would."""
+    problem = Problem(count + 1)
+    losses, updates = layers(problem, count, several)
+    function = problem.check(updates, mode(), losses if output else None)
+    assert not checks(function)
+    assert not any(isinstance(n.op, DeepCopyOp) for n in function.maker.fgraph.apply_nodes)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_layers_compiled(mode):
+    problem = Problem(4)
+    _, updates = layers(problem, 3, several=True)
+    problem.check(updates, mode)
+
+
+@pytest.mark.parametrize("mode", GRAPHS)
+def test_products_that_are_not_computed(mode):
+    """Of a linear loss the gradients are all that is left."""
+    problem = Problem(3)
+    i, j, k = problem.index
+    W, V = weights(problem.rng, "W", "V")
+    loss = sum(
+        sparse_block_dot(*x, None, y).sum()
+        for *x, y in ((W, problem.h, i, j), (V, problem.h, i, k))
+    )
+    function = problem.check(step([W, V], loss), mode())
+    assert len(checks(function)) == 2
+
+
+@pytest.mark.parametrize("mode", GRAPHS)
+def test_weights_that_are_used_twice(mode):
+    """The second outer of a chain is checked before the first."""
+    problem = Problem(3)
+    i, j, k = problem.index
+    [W] = weights(problem.rng, "W")
+    loss = sum(sparse_block_dot(W, problem.h, i, None, index).sum() for index in (j, k))
+    problem.check(step([W], loss), mode())
+
+
+@pytest.mark.parametrize("mode", GRAPHS)
+def test_weights_that_decay(mode):
+    """They are scaled in place before the outer; the product over them checks for it."""
+    problem = Problem(2)
+    [W] = weights(problem.rng, "W")
+    loss = (sparse_block_dot(W, problem.h, problem.index[0], None, problem.index[1]) ** 2).sum()
+    function = problem.check([(W, 0.99 * W - 0.1 * pt.grad(loss, W))], mode())
+    assert not checks(function)
+    outers = [n for n in function.maker.fgraph.apply_nodes if isinstance(n.op, SparseBlockOuter)]
+    assert [node.op.inplace for node in outers] == [True]
+
+
+@pytest.mark.parametrize("mode", MODES[1:])
+def test_values_that_are_drawn_or_kept(mode):
+    """A product that needs them comes after what computes them, which must spare the old ones."""
+    problem = Problem(2)
+    [W] = weights(problem.rng, "W")
+    generator = pytensor.shared(np.random.default_rng(0), "generator")
+    kept = pytensor.shared(np.ones((BATCH, WINDOW, SIZE)), "kept")
+    next_generator, noise = pt.random.normal(rng=generator, size=kept.shape).owner.outputs
+    dot = sparse_block_dot(W, pt.tanh(kept) * noise, problem.index[0], None, problem.index[1])
+    updates = [(generator, next_generator), (kept, problem.h), *step([W], (dot**2).sum())]
+    problem.check(updates, mode)
+
+
+@pytest.mark.parametrize("mode", GRAPHS)
+@pytest.mark.parametrize(
+    ("x_size", "y_size", "y_batch"), [(SIZE, 3, BATCH), (3, SIZE, BATCH), (SIZE, SIZE, BATCH - 1)]
+)
+def test_sizes_that_disagree(x_size, y_size, y_batch, mode):
+    rng = np.random.default_rng(0)
+    W, V = weights(rng, "W", "V")
+    x, y, v = pt.tensor3s("x", "y", "v")
+    i, j = pt.lmatrices("i", "j")
+    updates = [
+        (V, sparse_block_outer(V, v, v, i, j)),
+        (W, sparse_block_outer(W, x, y, i, j)),
+    ]
+    function = pytensor.function([x, y, v, i, j], updates=updates, mode=mode())
+    before = [state_of(W), state_of(V)]
+    values = (rng.normal(size=(n, WINDOW, k)) for n, k in ((BATCH, x_size), (y_batch, y_size)))
+    index = rng.integers(0, BLOCKS, (BATCH, WINDOW))
+    with pytest.raises(ValueError, match=r"SparseBlockOuter: .* must be equal"):
+        function(*values, np.ones((BATCH, WINDOW, SIZE)), index, index)
+    assert [state_of(W), state_of(V)] == before
+
+
+@needs_compiler
+def test_a_lazy_choice_computes_no_more():
+    """A product of a branch that is not taken is not computed for the order's sake."""
+    problem = Problem(2)
+    W, V = weights(problem.rng, "W", "V")
+    condition = pt.scalar("condition")
+    problem.inputs.append(condition)
+    dot = sparse_block_dot(W, problem.h, problem.index[0], None, problem.index[1])
+    chosen = ifelse(condition, dot.sum(), pt.constant(1.0, dtype="float64"))
+    function = problem.compile([(V, V * chosen)], "CVM")
+    before = V.get_value()
+    function(*problem.values(wrong=0), 0.0)
+    np.testing.assert_array_equal(V.get_value(), before)
