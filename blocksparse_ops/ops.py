@@ -128,8 +128,9 @@ class SparseBlockOuter(SparseBlockOp):
     ===================  ==================================  =======================================
 
     and returns a tensor of the shape of `o`. `o`, `x` and `y` are upcast together; `alpha` is
-    cast to their dtype and never upcasts them. Indices are integers of any dtype; negative ones
-    count from the end, repeated ones accumulate.
+    cast to their dtype and never upcasts them; if it is 0, nothing is added, whatever `x` and `y`
+    hold, as in BLAS. Indices are integers of any dtype; negative ones count from the end, repeated
+    ones accumulate.
 
     It raises a TypeError for a wrong number of dimensions, for indices that are no integers, for
     an in-place `o` that would need a cast and for an `alpha` that would lose its fraction; a

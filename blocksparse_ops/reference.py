@@ -45,6 +45,8 @@ def outer(
     """o[xIdx[n, v], yIdx[n, w]] += alpha * outer(x[n, v], y[n, w]), in o itself if `inplace`."""
     xIdx, yIdx = check(OUTER, (o, x, y, xIdx, yIdx, alpha))
     out = destination(o, inplace)
+    if alpha == 0:
+        return out
     for i, j, n, v, w in block_groups(xIdx, yIdx):
         out[i, j] += alpha * (x[n, v].T @ y[n, w])
     return out

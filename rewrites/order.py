@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pytensor.compile import optdb
 from pytensor.compile.ops import deep_copy_op
 from pytensor.compile.sharedvalue import SharedVariable
-from pytensor.graph.basic import Apply, Variable
+from pytensor.graph.basic import Apply, Variable, equal_computations
 from pytensor.graph.features import Feature
 from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.op import Op
@@ -19,17 +19,21 @@ from pytensor.graph.traversal import toposort_with_orderings
 from pytensor.raise_op import Assert
 from pytensor.tensor.elemwise import DimShuffle, Elemwise
 from pytensor.tensor.math import eq
-from pytensor.tensor.shape import Shape_i, SpecifyShape
+from pytensor.tensor.shape import Reshape, Shape_i, SpecifyShape
+from pytensor.tensor.subtensor import Subtensor
 
 from blocksparse_ops.base import SparseBlockOp
 from blocksparse_ops.bias import CheckedColumns
 from blocksparse_ops.ops import SparseBlockGemv, SparseBlockOuter
+from blocksparse_ops.part import SparseBlockOuterInPart
 from blocksparse_ops.rewrites.match import like, same_shape
+
+OUTERS = SparseBlockOuter, SparseBlockOuterInPart
 
 
 def may_raise(op: Op) -> bool:
     """Whether an op is one of ours that checks its arguments, or has one inside."""
-    if isinstance(op, SparseBlockOp | CheckedColumns):
+    if isinstance(op, SparseBlockOp | SparseBlockOuterInPart | CheckedColumns):
         return True
     if hasattr(op, "core_op"):
         return may_raise(op.core_op)
@@ -114,7 +118,7 @@ class BlockSparseRaiseFirst(GraphRewriter):
         if len(destroyers) > 1:
             early = Schedule(fgraph).early
             for node in destroyers:
-                if isinstance(node.op, SparseBlockOuter) and not any(
+                if isinstance(node.op, OUTERS) and not any(
                     makes_checks_of(fgraph, other, node) for other in early
                 ):
                     check_before(fgraph, node)
@@ -125,7 +129,7 @@ def holds_up(fgraph: FunctionGraph, node: Apply, destroyers: list[Apply]) -> boo
 
     Of outers in place all checks are made early.
     """
-    if isinstance(node.op, SparseBlockOuter):
+    if isinstance(node.op, OUTERS):
         return False
     new_values = [node.outputs[k] for k in node.op.destroy_map]
     return any(
@@ -133,7 +137,7 @@ def holds_up(fgraph: FunctionGraph, node: Apply, destroyers: list[Apply]) -> boo
         for output in node.outputs
         if not (output in new_values and output in fgraph.outputs)
         for user in users_of(fgraph, output)
-        if not (isinstance(user.op, SparseBlockOuter) and user in destroyers)
+        if not (isinstance(user.op, OUTERS) and user in destroyers)
     )
 
 
@@ -154,24 +158,40 @@ def destroy_copies(fgraph: FunctionGraph, node: Apply) -> None:
         fgraph.change_node_input(node, position, copy, reason="raise_first")
 
 
+def outer_arguments(node: Apply) -> tuple[Variable, ...]:
+    """The arguments of an outer product, in place in an array or in a part of it."""
+    if isinstance(node.op, SparseBlockOuter):
+        return tuple(node.inputs)
+    _, part, *factors = node.inputs
+    blocks = part if len(factors) == 5 else part.reshape(factors[5], ndim=4)
+    return blocks, *factors[:5]
+
+
 def makes_checks_of(fgraph: FunctionGraph, other: Apply, outer: Apply) -> bool:
-    """Whether a gemv over the same weights refuses all that an outer refuses."""
+    """Whether a gemv over weights of the same shape refuses all that an outer refuses."""
     if not isinstance(other.op, SparseBlockGemv):
         return False
     _, W, h, *indices = other.inputs
-    blocks, x, y, *outer_indices, _ = outer.inputs
+    blocks, x, y, *outer_indices, _ = outer_arguments(outer)
     if indices == outer_indices:
         row, result, order = x, y, (0, 1, 2, 3)
     elif indices == outer_indices[::-1]:
         row, result, order = y, x, (1, 0, 3, 2)
     else:
         return False
-    root, axes = place_of(blocks)
     return (
         row is h
-        and place_of(W) == (root, tuple(axes[axis] for axis in order))
+        and (
+            are_same(rearranged(unwritten(W), order), unwritten(blocks))
+            or all(same_shape(fgraph, W, blocks, axis, k) for k, axis in enumerate(order))
+        )
         and is_of_shape(fgraph, result, other.outputs[0])
     )
+
+
+def are_same(x: Variable, y: Variable) -> bool:
+    """Whether variables are the same view of an array."""
+    return x is y or equal_computations([x], [y])
 
 
 def is_of_shape(fgraph: FunctionGraph, x: Variable, other: Variable) -> bool:
@@ -185,34 +205,25 @@ def is_of_shape(fgraph: FunctionGraph, x: Variable, other: Variable) -> bool:
     )
 
 
-def place_of(blocks: Variable) -> tuple[Variable, tuple[int | str, ...]]:
-    """What blocks are a view of, or a new value of, and which of its axes theirs are."""
-    axes: tuple[int | str, ...] = tuple(range(blocks.type.ndim))
-    while blocks.owner is not None:
-        if isinstance(blocks.owner.op, DimShuffle):
-            order = blocks.owner.op.new_order
-            axes = tuple(axis if axis == "x" else order[axis] for axis in axes)
-            blocks = blocks.owner.inputs[0]
-        elif isinstance(blocks.owner.op, SpecifyShape):
-            blocks = blocks.owner.inputs[0]
-        elif (destroyed := destroyed_by(blocks)) is not None:
-            blocks = destroyed
-        else:
-            break
-    return blocks, axes
+def rearranged(x: Variable, order: tuple[int, ...]) -> Variable:
+    """`x.transpose(order)`; of what is `y.transpose(order)`, both exchanges of axes, `y`."""
+    if x.owner is not None and isinstance(x.owner.op, DimShuffle) and x.owner.op.new_order == order:
+        return x.owner.inputs[0]
+    return x.transpose(order)
 
 
-def destroyed_by(new_value: Variable) -> Variable | None:
-    """What a variable is written into, and has the shape of."""
-    node = new_value.owner
-    position = node.op.destroy_map.get(node.outputs.index(new_value))
-    return None if position is None else node.inputs[position[0]]
-
-
-def unwritten(blocks: Variable) -> Variable:
-    """Blocks as they are before anything is written into them."""
-    root, axes = place_of(blocks)
-    return root.dimshuffle(axes)
+def unwritten(x: Variable) -> Variable:
+    """A variable as it is before anything is written into it."""
+    node = x.owner
+    if node is None:
+        return x
+    if isinstance(node.op, SpecifyShape):
+        return unwritten(node.inputs[0])
+    if isinstance(node.op, DimShuffle | Reshape | Subtensor):
+        whole = unwritten(node.inputs[0])
+        return x if whole is node.inputs[0] else node.op(whole, *node.inputs[1:])
+    position = node.op.destroy_map.get(node.outputs.index(x))
+    return x if position is None else unwritten(node.inputs[position[0]])
 
 
 def check_before(fgraph: FunctionGraph, outer: Apply) -> None:
@@ -221,16 +232,17 @@ def check_before(fgraph: FunctionGraph, outer: Apply) -> None:
     To blocks without columns, and, where it is not known that the sizes of rows agree, to blocks
     without rows.
     """
-    blocks, x, y, *indices, alpha = outer.inputs
+    blocks, x, y, *indices, alpha = outer_arguments(outer)
+    are_known = same_shape(fgraph, blocks, y, 3, 2)
     blocks = unwritten(blocks)
     op = SparseBlockOuter()
     without_columns = op(blocks[:, :, :, :0], x, y[:, :, :0], *indices, alpha)
     were_checked = [eq(Shape_i(3)(without_columns), 0)]
-    if not same_shape(fgraph, outer.inputs[0], y, 3, 2):
+    if not are_known:
         without_rows = op(blocks[:, :, :0], x[:, :, :0], y, *indices, alpha)
         were_checked.append(eq(Shape_i(2)(without_rows), 0))
     checked = Assert("blocks without columns or rows")(alpha, *were_checked)
-    fgraph.change_node_input(outer, 5, checked, reason="raise_first")
+    fgraph.change_node_input(outer, outer.inputs.index(alpha), checked, reason="raise_first")
 
 
 # After what works in place, and before 100, where PyTensor fuses elementwise ops with others.

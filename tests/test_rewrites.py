@@ -269,10 +269,6 @@ NOT_MERGED = {
         [],
     ),
     "divided by the gradient": lambda s: ([(s.W, s.W - s.lr / (1 + s.g))], []),
-    "a higher precision": lambda s: (
-        [(s.W, (s.W - s.lr.astype("float64") * s.g).astype("float32"))],
-        [],
-    ),
     "divided by an array": lambda s: ([(s.W, s.W - s.lr * s.g / (1 + s.V**2))], []),
     "divided by an array, in a sum": lambda s: ([(s.W, s.W - s.lr * (s.g / s.V + HALF * s.g))], []),
     "an array divided by the gradient": lambda s: ([(s.W, s.W - s.V / (2 + s.g))], []),

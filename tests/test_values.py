@@ -143,6 +143,14 @@ class Values:
         np.testing.assert_array_equal(actual[:2, 2:], arrays["o"][:2, 2:])
         assert np.isnan(actual[:2, :2]).any()
 
+    @pytest.mark.parametrize("size", [8, 17], ids=["as they stand", "sorted"])
+    def test_a_scale_of_zero_adds_nothing(self, size):
+        arrays = Draw(Sizes(4, 4, size, size, 2, 2, 3), 0, "float32").outer()
+        arrays["x"][0], arrays["y"][1] = np.nan, np.inf
+        arrays["alpha"] = np.float32(0)
+        actual = compiled(self.mode, "outer", CONTIGUOUS, "float32")(*arrays.values())
+        np.testing.assert_array_equal(actual, arrays["o"])
+
     @pytest.mark.parametrize("problem", PROBLEMS)
     def test_read_only_inputs(self, problem):
         _, draw, enter, expect = PROBLEMS[problem]

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
 from jax import Array
 from jax.dtypes import canonicalize_dtype
 from pytensor.graph.basic import Apply, Variable
@@ -11,7 +12,7 @@ from pytensor.tensor.elemwise import DimShuffle
 
 from blocksparse_ops.bias import CheckedColumns
 from blocksparse_ops.kernels.jax import gemv, outer
-from blocksparse_ops.link.traced import funcify_CheckedColumns, with_sizes_checked
+from blocksparse_ops.link.traced import funcify_CheckedColumns, scaled, with_sizes_checked
 from blocksparse_ops.ops import SparseBlockGemv, SparseBlockOuter
 from blocksparse_ops.zeros import SizeOf
 
@@ -46,10 +47,12 @@ def jax_funcify_SparseBlockGemv(op: SparseBlockGemv, node: Apply, **kwargs: Any)
 
 @jax_funcify.register(SparseBlockOuter)
 def jax_funcify_SparseBlockOuter(op: SparseBlockOuter, node: Apply, **kwargs: Any) -> Callable:
+    scale = scaled(jax.numpy, node)
+
     def sparse_block_outer(
         o: Array, x: Array, y: Array, xIdx: Array, yIdx: Array, alpha: Array
     ) -> Array:
-        o, x, y = as_declared(node, o, alpha * x, y)
+        o, x, y = as_declared(node, o, *scale(x, y, alpha))
         return outer(o, x, y, xIdx, yIdx)
 
     return with_sizes_checked(op, node, sparse_block_outer)

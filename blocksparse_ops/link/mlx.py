@@ -9,7 +9,7 @@ from pytensor.link.mlx.dispatch import mlx_funcify
 
 from blocksparse_ops.bias import CheckedColumns
 from blocksparse_ops.kernels.mlx import gemv, outer
-from blocksparse_ops.link.traced import funcify_CheckedColumns, with_sizes_checked
+from blocksparse_ops.link.traced import funcify_CheckedColumns, scaled, with_sizes_checked
 from blocksparse_ops.ops import SparseBlockGemv, SparseBlockOuter
 
 
@@ -20,10 +20,12 @@ def mlx_funcify_SparseBlockGemv(op: SparseBlockGemv, node: Apply, **kwargs: Any)
 
 @mlx_funcify.register(SparseBlockOuter)
 def mlx_funcify_SparseBlockOuter(op: SparseBlockOuter, node: Apply, **kwargs: Any) -> Callable:
+    scale = scaled(mx, node)
+
     def sparse_block_outer(
         o: mx.array, x: mx.array, y: mx.array, xIdx: mx.array, yIdx: mx.array, alpha: mx.array
     ) -> mx.array:
-        return outer(o, alpha * x, y, xIdx, yIdx)
+        return outer(o, *scale(x, y, alpha), xIdx, yIdx)
 
     return with_sizes_checked(op, node, sparse_block_outer)
 

@@ -10,6 +10,7 @@ from numba.core import types
 from numba.core.registry import cpu_target
 from numba.extending import overload
 from numba.np.unsafe.ndarray import to_fixed_tuple
+from numpy.lib.stride_tricks import as_strided
 from pytensor.configdefaults import config
 from pytensor.link.numba.dispatch.basic import (
     register_funcify_and_cache_key,
@@ -44,6 +45,7 @@ from blocksparse_ops.kernels.numba.threads import (
     threads_allowed,
 )
 from blocksparse_ops.ops import SparseBlockGemv, SparseBlockOuter
+from blocksparse_ops.part import NOT_WRITEABLE, SparseBlockOuterInPart
 from blocksparse_ops.signature import DOT, LARGEST, NO_FAULT, SHAPE
 from blocksparse_ops.zeros import BlockFull, BlockZeros, RepeatedZero
 
@@ -174,7 +176,8 @@ def funcify(op, node, kernels):
             start = address_of(o)
         elif not inplace:
             fill(out, o)
-        compute(out, first, second, first_index, second_index, scale, start)
+        if scale != 0:
+            compute(out, first, second, first_index, second_index, scale, start)
         return out
 
     return checked
@@ -226,6 +229,41 @@ def numba_funcify_SparseBlockOuter(op, node, **kwargs):
         return checked(o, x, y, xIdx, yIdx, alpha.item())
 
     return sparse_block_outer, cache_key(node)
+
+
+@kernel
+def strides_of(shape, itemsize):
+    """Those of an array of blocks without gaps."""
+    last = shape[3] * itemsize
+    return shape[1] * shape[2] * last, shape[2] * last, last, itemsize
+
+
+@register_funcify_default_op_cache_key(SparseBlockOuterInPart)
+def numba_funcify_SparseBlockOuterInPart(op, node, **kwargs):
+    outer_node = op.outer_node(node)
+    checked = funcify(op.outer, outer_node, OUTER_KERNELS)
+
+    @kernel
+    def in_blocks(whole, part, x, y, xIdx, yIdx, alpha):
+        result = checked(part, x, y, xIdx, yIdx, alpha.item())
+        if address_of(result) != address_of(part):
+            raise ValueError(NOT_WRITEABLE)
+        return whole
+
+    @kernel
+    def in_reshaped(whole, part, x, y, xIdx, yIdx, alpha, shape):
+        shape = to_fixed_tuple(shape, 4)
+        if part.flags.c_contiguous or part.size == 0:
+            blocks = as_strided(part, shape, strides_of(shape, part.itemsize))
+            in_blocks(whole, blocks, x, y, xIdx, yIdx, alpha)
+        else:
+            blocks = part.copy().reshape(shape)
+            in_blocks(whole, blocks, x, y, xIdx, yIdx, alpha)
+            part[...] = blocks.reshape(part.shape)
+        return whole
+
+    is_reshaped = len(node.inputs) > len(outer_node.inputs) + 1
+    return in_reshaped if is_reshaped else in_blocks, cache_key(outer_node)
 
 
 @register_funcify_default_op_cache_key(CheckedColumns)

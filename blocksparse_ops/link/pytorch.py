@@ -13,7 +13,7 @@ from blocksparse_ops.base import SparseBlockOp
 from blocksparse_ops.bias import CheckedColumns
 from blocksparse_ops.kernels.mapped import Axes
 from blocksparse_ops.kernels.pytorch import LIBRARY, gemv, operator, outer
-from blocksparse_ops.link.traced import funcify_CheckedColumns, with_sizes_checked
+from blocksparse_ops.link.traced import funcify_CheckedColumns, scaled, with_sizes_checked
 from blocksparse_ops.ops import SparseBlockGemv, SparseBlockOuter
 from blocksparse_ops.signature import SIGNATURES, check_range
 from blocksparse_ops.zeros import BlockFull, BlockZeros
@@ -87,7 +87,7 @@ def pytorch_funcify_SparseBlockGemv(op: SparseBlockGemv, node: Apply, **kwargs: 
 
 @pytorch_funcify.register(SparseBlockOuter)
 def pytorch_funcify_SparseBlockOuter(op: SparseBlockOuter, node: Apply, **kwargs: Any) -> Callable:
-    checks = checks_of(op, node)
+    checks, scale = checks_of(op, node), scaled(torch, node)
 
     def sparse_block_outer(
         o: Tensor, x: Tensor, y: Tensor, xIdx: Tensor, yIdx: Tensor, alpha: Tensor
@@ -97,8 +97,8 @@ def pytorch_funcify_SparseBlockOuter(op: SparseBlockOuter, node: Apply, **kwargs
         already = bool(checks)
         if o.dtype in AS_INTEGERS:
             o_long, x, y, alpha = (value.long() for value in (o, x, y, alpha))
-            return outer(o_long, alpha * x, y, xIdx, yIdx, already).to(o.dtype)
-        return outer(o, alpha * x, y, xIdx, yIdx, already)
+            return outer(o_long, *scale(x, y, alpha), xIdx, yIdx, already).to(o.dtype)
+        return outer(o, *scale(x, y, alpha), xIdx, yIdx, already)
 
     return with_sizes_checked(op, node, sparse_block_outer)
 

@@ -1,10 +1,10 @@
-"""What JAX and MLX share: they trace a function, and cannot raise for a value when it runs."""
+"""What the array libraries share: most trace a function, and cannot raise for a value in it."""
 
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
-from pytensor.graph.basic import Apply
+from pytensor.graph.basic import Apply, Constant
 
 from blocksparse_ops.arguments import check_constants
 from blocksparse_ops.base import SparseBlockOp
@@ -27,6 +27,23 @@ def with_sizes_checked(op: SparseBlockOp, node: Apply, function: Callable) -> Ca
         return function(*arguments)
 
     return checked
+
+
+def scaled(library: Any, node: Apply) -> Callable[[Any, Any, Any], tuple[Any, Any]]:
+    """What makes of `x`, `y` and `alpha` of an outer product two that need no scale."""
+    alpha = node.inputs[-1]
+    if isinstance(alpha, Constant) and alpha.data != 0:
+        return lambda x, y, alpha: (alpha * x, y)
+
+    def scaled_or_nothing(x: Any, y: Any, alpha: Any) -> tuple[Any, Any]:
+        # Only what is not finite is left out: a derivative in alpha, there too, needs x and y.
+        x, y = (
+            library.where((alpha == 0) & ~library.isfinite(z), library.zeros_like(z), z)
+            for z in (x, y)
+        )
+        return alpha * x, y
+
+    return scaled_or_nothing
 
 
 def funcify_CheckedColumns(op: CheckedColumns, **kwargs: Any) -> Callable:

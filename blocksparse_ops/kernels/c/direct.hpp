@@ -173,7 +173,7 @@ class DirectOuter {
     // The work of one thread, some of the blocks i * oBlocks + j; all may run at once.
     void work(int thread) const {
         const Share blocks(out.shape[0] * out.shape[1], thread, workers);
-        if (!out.shape[2] || !out.shape[3] || !x.shape[0] || !y.shape[1]) return;
+        if (!out.shape[2] || !out.shape[3] || !x.shape[0] || !y.shape[1] || alpha == 0) return;
         // Where columns are contiguous, the sides change places.
         const bool swaps = out.strides[2] == size && (out.shape[3] == 1 || out.strides[3] != size);
         swaps ? add_by_lanes({3, 2, y.strides[2], x.strides[2]}, blocks)

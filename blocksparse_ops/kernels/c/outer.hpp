@@ -47,6 +47,7 @@ class Outer {
 
     // The work of one thread; all may run at once.
     void work(int thread) {
+        if (alpha == 0) return;
         const Panels<T> panels(out.shape[3]);
         const Part part(plan.groups ? plan.start[plan.groups] : 0, panels.size(), thread, workers);
         for (i64 g = 0; g < plan.groups; ++g) {

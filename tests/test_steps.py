@@ -1,0 +1,283 @@
+"""Steps that people write: of parts and views of an array, guarded, and in two precisions."""
+
+import numpy as np
+import pytensor
+import pytensor.tensor as pt
+import pytest
+from cases import MODES, in_python, needs_compiler
+from pytensor.compile.mode import Mode
+from pytensor.tensor.elemwise import DimShuffle
+from pytensor.tensor.shape import Reshape, SpecifyShape
+from pytensor.tensor.subtensor import Subtensor
+
+from blocksparse_ops import SparseBlockOuter, sparse_block_dot
+from blocksparse_ops.part import SparseBlockOuterInPart
+
+BLOCKS, ROWS, COLUMNS = 5, 4, 3
+W_SHAPE = (BLOCKS, BLOCKS, ROWS, COLUMNS)
+BATCH, WINDOW = 6, 2
+
+OUTERS = (SparseBlockOuter, SparseBlockOuterInPart)
+VIEWS = (DimShuffle, Reshape, SpecifyShape, Subtensor)
+ZERO = np.float32(0)
+
+
+class Layer:
+    """One shared array, layers whose weights are views of it, and what a step may depend on."""
+
+    def __init__(self, *shape):
+        self.rng = np.random.default_rng(0)
+        self.array = pytensor.shared(self.rng.normal(size=shape).astype("float32"), "array")
+        self.h = pt.tensor3("h", dtype="float32")
+        self.i, self.j = pt.lmatrices("i", "j")
+        self.lr, self.lr64 = pt.scalar("lr", dtype="float32"), pt.scalar("lr64", dtype="float64")
+        self.k = pt.lscalar("k")
+        self.inputs = [self.h, self.i, self.j, self.lr, self.lr64, self.k]
+
+    def loss(self, W):
+        return (sparse_block_dot(W, self.h, self.i, None, self.j) ** 2).mean()
+
+    def other_loss(self, W):
+        return (sparse_block_dot(W, self.h, self.j, None, self.i) ** 2).sum()
+
+    def gradient(self, *weights):
+        return pt.grad(sum(self.loss(W) for W in weights), self.array)
+
+    def values(self, k=1):
+        h = self.rng.normal(size=(BATCH, WINDOW, ROWS)).astype("float32")
+        i, j = self.rng.integers(-3, 3, (2, BATCH, WINDOW))
+        return [h, i, j, np.float32(0.1), 0.1, k]
+
+    def compile(self, new, mode, as_output=False):
+        return pytensor.function(
+            self.inputs,
+            new if as_output else None,
+            updates=None if as_output else [(self.array, new)],
+            mode=mode,
+            on_unused_input="ignore",
+        )
+
+    def expected(self, new, values):
+        """The new value, without our rewrites."""
+        mode = Mode("py", "fast_run").excluding("blocksparse")
+        return self.compile(new, mode, as_output=True)(*values)
+
+
+def as_large_as(function, size):
+    """Nodes that make a value of at least so many elements, but for views."""
+    return [
+        node
+        for node in function.maker.fgraph.toposort()
+        if not isinstance(node.op, VIEWS)
+        and any(np.prod([n or 99 for n in x.type.shape]) >= size for x in node.outputs)
+        and node.outputs[0].type.ndim in (1, 4, 5)
+        and not str(node.op).startswith("MakeVector")
+    ]
+
+
+def plain(s):
+    return s.gradient(s.array)
+
+
+def step_of(s, *weights):
+    return s.array - s.lr * s.gradient(*weights)
+
+
+def written(s, write):
+    """A step of all blocks but the first, by the gradient in those."""
+    W = s.array[1:]
+    return write(W, s.lr * pt.grad(s.loss(W), W))
+
+
+# The shape of the array, its new value, and how many outers that takes.
+STEPS = {
+    "B[1:]": ((6, 5, 4, 3), lambda s: step_of(s, s.array[1:]), 1),
+    "B[::-2, 1:]": ((10, 6, 4, 3), lambda s: step_of(s, s.array[::-2, 1:]), 1),
+    "B[..., 1:4]": ((5, 5, 4, 6), lambda s: step_of(s, s.array[..., 1:4]), 1),
+    "B[1:], set_subtensor": (
+        (6, 5, 4, 3),
+        lambda s: written(s, lambda W, d: pt.set_subtensor(W, W - d)),
+        1,
+    ),
+    "B[1:], inc_subtensor": (
+        (6, 5, 4, 3),
+        lambda s: written(s, lambda W, d: pt.inc_subtensor(W, -d)),
+        1,
+    ),
+    "W_all[1]": ((3, *W_SHAPE), lambda s: step_of(s, s.array[1]), 1),
+    "W_all[k]": ((3, *W_SHAPE), lambda s: step_of(s, s.array[s.k]), 1),
+    "W_all[0] and W_all[2]": ((3, *W_SHAPE), lambda s: step_of(s, s.array[0], s.array[2]), 2),
+    "W_all[0] twice": (
+        (3, *W_SHAPE),
+        lambda s: s.array - s.lr * pt.grad(s.loss(s.array[0]) + s.other_loss(s.array[0]), s.array),
+        2,
+    ),
+    "a part that is transposed": (
+        (3, 5, 5, 3, 4),
+        lambda s: step_of(s, s.array[1].transpose(1, 0, 3, 2)),
+        1,
+    ),
+    "a flat vector": ((300,), lambda s: step_of(s, s.array.reshape(W_SHAPE)), 1),
+    "a part of a flat vector": ((307,), lambda s: step_of(s, s.array[3:-4].reshape(W_SHAPE)), 1),
+    "two parts of a flat vector": (
+        (600,),
+        lambda s: step_of(s, s.array[:300].reshape(W_SHAPE), s.array[300:].reshape(W_SHAPE)),
+        2,
+    ),
+    "switch of the rate, by the loss": (
+        W_SHAPE,
+        lambda s: s.array - pt.switch(pt.isfinite(s.loss(s.array)), s.lr, ZERO) * plain(s),
+        1,
+    ),
+    "switch of the rate, by a count": (
+        W_SHAPE,
+        lambda s: s.array - pt.switch(s.k < 1, ZERO, s.lr) * plain(s),
+        1,
+    ),
+    "switch of the weights": (
+        W_SHAPE,
+        lambda s: pt.switch(pt.isfinite(s.loss(s.array)), s.array - s.lr * plain(s), s.array),
+        1,
+    ),
+    "switch of two steps": (
+        W_SHAPE,
+        lambda s: pt.switch(
+            s.k < 1,
+            s.array - s.lr * plain(s),
+            s.array - pt.grad(s.other_loss(s.array), s.array),
+        ),
+        2,
+    ),
+    "a wider rate": (W_SHAPE, lambda s: (s.array - s.lr64 * plain(s)).astype("float32"), 1),
+    "a wider step": (W_SHAPE, lambda s: s.array - (s.lr64 * plain(s)).astype("float32"), 1),
+    "a wider rate, guarded, of a part": (
+        (6, 5, 4, 3),
+        lambda s: pt.switch(
+            s.k > 0, (s.array - s.lr64 * s.gradient(s.array[1:])).astype("float32"), s.array
+        ),
+        1,
+    ),
+}
+
+
+def check_step(name, mode):
+    shape, new_of, outers = STEPS[name]
+    layer = Layer(*shape)
+    new = new_of(layer)
+    function = layer.compile(new, mode)
+    assert [type(node.op) in OUTERS for node in as_large_as(function, 50)] == [True] * outers
+    pointer = layer.array.get_value(borrow=True).ctypes.data
+    for _ in range(2):
+        values = layer.values()
+        expected = layer.expected(new, values)
+        function(*values)
+        assert layer.array.get_value(borrow=True).ctypes.data == pointer
+        np.testing.assert_allclose(layer.array.get_value(), expected, 1e-5, 1e-6)
+
+
+@pytest.mark.parametrize("mode", ["CVM", "NUMBA"])
+@pytest.mark.parametrize("name", STEPS)
+def test_graph_and_values(name, mode):
+    """Outers in place, and nothing else of the array's size."""
+    check_step(name, in_python(mode))
+
+
+@pytest.mark.parametrize("mode", MODES[1:])
+@pytest.mark.parametrize(
+    "name", ["B[::-2, 1:]", "a part of a flat vector", "switch of the weights"]
+)
+def test_compiled(name, mode):
+    check_step(name, mode)
+
+
+DENSE = {
+    "a choice for each block": (
+        W_SHAPE,
+        lambda s: pt.switch(s.array > 0, s.array - s.lr * plain(s), s.array),
+    ),
+    "a choice of what decays": (
+        W_SHAPE,
+        lambda s: pt.switch(s.k > 0, s.array - s.lr * plain(s), s.lr * s.array),
+    ),
+    "a part by an array of indices": ((6, 5, 4, 3), lambda s: step_of(s, s.array[[1, 2, 5, 3, 4]])),
+    "another part than was read": (
+        (6, 5, 4, 3),
+        lambda s: written(s, lambda W, d: pt.set_subtensor(W, s.array[:-1] - d)),
+    ),
+    "a part that decays": (
+        (6, 5, 4, 3),
+        lambda s: s.array - s.lr * pt.grad(s.loss(s.array[1:]) + (s.array[1:] ** 2).sum(), s.array),
+    ),
+    "weights of a higher precision": (
+        W_SHAPE,
+        lambda s: (s.array.astype("float64") * s.lr64 - plain(s) * s.array).astype("float32"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_what_stays_dense(name):
+    shape, new_of = DENSE[name]
+    layer = Layer(*shape)
+    new, values = new_of(layer), layer.values()
+    expected = layer.expected(new, values)
+    function = layer.compile(new, in_python("NUMBA"))
+    assert any(type(node.op) not in OUTERS for node in as_large_as(function, 50))
+    function(*values)
+    np.testing.assert_allclose(layer.array.get_value(), expected, 1e-5, 1e-6)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_guard_keeps_a_bad_loss_out(mode):
+    """No NaN of the gradient reaches the weights, in whichever way the step is guarded."""
+    layer = Layer(*W_SHAPE)
+    loss, g = layer.loss(layer.array), plain(layer)
+    is_good = pt.isfinite(loss)
+    values = layer.values()
+    values[0][0, 0, 0] = np.nan
+    before = layer.array.get_value()
+    for new in (
+        pt.switch(is_good, layer.array - layer.lr * g, layer.array),
+        layer.array - pt.switch(is_good, layer.lr / loss, ZERO) * g,
+    ):
+        layer.compile(new, mode)(*values)
+        np.testing.assert_array_equal(layer.array.get_value(), before)
+
+
+@pytest.mark.parametrize("mode", MODES[1:])
+def test_a_part_that_is_not_contiguous(mode):
+    """To be reshaped it is copied, and written back."""
+    layer = Layer(600)
+    layer.array.set_value(np.zeros(1200, "float32")[::2], borrow=True)
+    new = step_of(layer, layer.array[300:].reshape(W_SHAPE))
+    function, values = layer.compile(new, mode), layer.values()
+    layer.array.set_value(layer.rng.normal(size=1200).astype("float32")[::2], borrow=True)
+    expected = layer.expected(new, values)
+    function(*values)
+    np.testing.assert_allclose(layer.array.get_value(), expected, 1e-5, 1e-6)
+
+
+@pytest.mark.parametrize("mode", MODES[1:])
+def test_a_part_of_a_read_only_array(mode):
+    layer = Layer(6, 5, 4, 3)
+    array = layer.array.get_value()
+    array.flags.writeable = False
+    layer.array.set_value(array, borrow=True)
+    function = layer.compile(step_of(layer, layer.array[1:]), mode)
+    with pytest.raises(ValueError, match="read-only or repeats elements"):
+        function(*layer.values())
+
+
+@pytest.mark.parametrize("mode", [pytest.param("CVM", marks=needs_compiler), "NUMBA"])
+def test_an_index_out_of_range_of_a_part(mode):
+    """The blocks are those of the part, and nothing is changed."""
+    layer = Layer(6, 5, 4, 3)
+    W = layer.array[1:]
+    loss = sparse_block_dot(W, layer.h, layer.i, None, layer.j).sum()
+    function = layer.compile(layer.array - layer.lr * pt.grad(loss, layer.array), in_python(mode))
+    before = layer.array.get_value()
+    values = layer.values()
+    values[1][3, 1] = 5
+    with pytest.raises(IndexError, match=r"\[3, 1\] = 5 is out of range: .* = 5, .* \[-5, 5\)"):
+        function(*values)
+    np.testing.assert_array_equal(layer.array.get_value(), before)
