@@ -2,24 +2,30 @@
 
 1. ``local_scan_sparse_block_outer_zeros`` (`scan`), at 0.06: zeros that an outer starts from
    are made inside the loop again, right after PyTensor has pushed them out of it at 0.05.
-2. ``local_sparse_block_gemv_bias`` (`bias`), at 1.55: an addend of a product becomes what the
+2. ``local_sparse_block_outer_norm`` (`norm`), at 1.54: the norm of a gradient is computed from the
+   blocks in use, so that the gradient has a use less. Before the next, which merges a gradient
+   that has but one; not for array libraries, in which no size depends on values.
+3. ``local_sparse_block_gemv_bias`` (`bias`), at 1.55: an addend of a product becomes what the
    product starts from. After 1.51, where PyTensor has turned all zeros into allocations that
    can be recognised; before 2, where it begins to specialise, and before 49, where fusion
    hides additions.
-3. ``local_sparse_block_outer_update`` (`update`), at 1.55: the outer products of a linear form
-   are added to the rest of it, so that a gradient step touches only the blocks in use. There
-   for the same reasons. Each of the two runs to a fixpoint, since one merge can enable another.
-4. ``local_scan_sparse_block_outer_state`` (`scan`), at 1.615: a loop that sums outers keeps one
+4. ``local_sparse_block_outer_update`` (`update`, `linear`), at 1.55: the outer products of a linear
+   form are added to the rest of it, so that a gradient step touches only the blocks in use. There
+   for the same reasons. Each of the three runs to a fixpoint, since one merge can enable another.
+5. ``local_scan_sparse_block_outer_state`` (`scan`), at 1.615: a loop that sums outers keeps one
    state of the sum. After 1.612, where PyTensor decides how many states to keep, and before
    2, where the uses of the last one take other forms.
-5. ``local_sparse_block_gemv_of_repeated_zero`` (`start`), at 50.15: a product of zeros starts
+6. ``local_inplace_sparse_block_outer_in_part`` (`inplace`), at 50.05: outers that are written into
+   a part of an array become one op that adds to that part in place. Before 50.1, where PyTensor
+   writes into parts in place.
+7. ``local_sparse_block_gemv_of_repeated_zero`` (`start`), at 50.15: a product of zeros starts
    from a view of one. Before the next, which would have it write and read them all, and only
    where that runs.
-6. ``local_inplace_sparse_block_gemv``, ``local_inplace_sparse_block_outer`` (`inplace`), at 50.2:
+8. ``local_inplace_sparse_block_gemv``, ``local_inplace_sparse_block_outer`` (`inplace`), at 50.2:
    the ops become their in-place twins where the destroy handler allows. After 49.5, where the
    destroy handler is added; before 50.5, where PyTensor makes elementwise ops in place: they
    could take the very buffer that an outer product would otherwise update, and it is weights.
-7. ``block_sparse_raise_first`` (`order`), at 99.9: what may raise runs before what writes into a
+9. ``block_sparse_raise_first`` (`order`), at 99.9: what may raise runs before what writes into a
    shared variable. After what works in place; before 100, where PyTensor fuses elementwise ops
    with others. It looks at a graph once.
 
@@ -29,11 +35,13 @@ that ``mode.excluding("blocksparse")`` turns them off, and their own name, which
 Each of them ends, for it gives back a graph only if there is less of what it is for:
 
 1. zeros that an outer in a loop takes from outside;
-2. addends of the sum in which a product stands;
-3. outers that start from zeros, or, as many as before, elementwise nodes above them;
-4. loops that keep more than one state of a sum of outers;
-5. products of zeros that are written;
-6. ops that are not in place.
+2. uses of a gradient;
+3. addends of the sum in which a product stands;
+4. outers that start from zeros, or, as many as before, elementwise nodes above them;
+5. loops that keep more than one state of a sum of outers;
+6. outers that are written into a part;
+7. products of zeros that are written;
+8. ops that are not in place.
 
 Besides, without that tag, on JAX, at 0.01, ``local_block_zeros_of_known_sizes`` (`sizes`) has zeros
 read their sizes off arrays, before PyTensor computes sizes from others. It optimizes nothing.
@@ -41,6 +49,7 @@ read their sizes off arrays, before PyTensor computes sizes from others. It opti
 
 from blocksparse_ops.rewrites import bias as bias
 from blocksparse_ops.rewrites import inplace as inplace
+from blocksparse_ops.rewrites import norm as norm
 from blocksparse_ops.rewrites import order as order
 from blocksparse_ops.rewrites import scan as scan
 from blocksparse_ops.rewrites import sizes as sizes

@@ -62,11 +62,11 @@ def specified_like(
     return specify_shape(x, [None if axis is None else sizes[axis] for axis in axes])
 
 
-def register(rewriter: NodeRewriter) -> None:
-    """Run a merging rewriter to a fixpoint, after 1.51, where zeros are allocations, before 1.6."""
+def register(rewriter: NodeRewriter, *tags: str, position: float = 1.55) -> None:
+    """Run a rewriter to a fixpoint, after 1.51, where zeros are allocations, and before 1.6."""
     name = rewriter.__name__
     if name not in optdb.__db__:
         fixpoint = EquilibriumGraphRewriter(
             [rewriter], max_use_ratio=config.optdb__max_use_ratio, ignore_newtrees=False
         )
-        optdb.register(name, fixpoint, "fast_run", "blocksparse", position=1.55)
+        optdb.register(name, fixpoint, "fast_run", "blocksparse", *tags, position=position)

@@ -5,7 +5,8 @@ import pytensor
 import pytensor.tensor as pt
 import pytest
 from cases import MODES, in_python, needs_compiler
-from pytensor.compile.mode import Mode
+from pytensor.compile.mode import Mode, get_mode
+from pytensor.link.vm import VMLinker
 from pytensor.tensor.elemwise import DimShuffle
 from pytensor.tensor.shape import Reshape, SpecifyShape
 from pytensor.tensor.subtensor import Subtensor
@@ -45,7 +46,7 @@ class Layer:
 
     def values(self, k=1):
         h = self.rng.normal(size=(BATCH, WINDOW, ROWS)).astype("float32")
-        i, j = self.rng.integers(-3, 3, (2, BATCH, WINDOW))
+        i, j = self.rng.integers(-2, 1, (2, BATCH, WINDOW))
         return [h, i, j, np.float32(0.1), 0.1, k]
 
     def compile(self, new, mode, as_output=False):
@@ -63,16 +64,24 @@ class Layer:
         return self.compile(new, mode, as_output=True)(*values)
 
 
-def as_large_as(function, size):
-    """Nodes that make a value of at least so many elements, but for views."""
-    return [
-        node
-        for node in function.maker.fgraph.toposort()
-        if not isinstance(node.op, VIEWS)
-        and any(np.prod([n or 99 for n in x.type.shape]) >= size for x in node.outputs)
-        and node.outputs[0].type.ndim in (1, 4, 5)
-        and not str(node.op).startswith("MakeVector")
-    ]
+class Watch:
+    """Runs a mode's graphs in Python, and keeps the nodes that make so many elements."""
+
+    def __init__(self, mode, size):
+        self.size = size
+        self.nodes = []
+        linker = VMLinker(use_cloop=False, c_thunks=False, callback=self.look)
+        self.mode = Mode(linker, get_mode(mode).optimizer)
+
+    def look(self, node, thunk, storage_map, compute_map):
+        values = [storage_map[output][0] for output in node.outputs]
+        if not isinstance(node.op, VIEWS) and any(np.size(x) >= self.size for x in values):
+            self.nodes.append(node)
+
+    def assert_outers(self, count):
+        assert [type(node.op) in OUTERS and node.op.destroy_map for node in self.nodes] == [
+            {0: [0]}
+        ] * count
 
 
 def plain(s):
@@ -89,7 +98,12 @@ def written(s, write):
     return write(W, s.lr * pt.grad(s.loss(W), W))
 
 
-# The shape of the array, its new value, and how many outers that takes.
+def clipped(s, g):
+    """A step whose gradient has a norm of 0.01 at the most."""
+    return s.array - s.lr * g * pt.minimum(np.float32(1), np.float32(0.01) / pt.sqrt((g**2).sum()))
+
+
+# The shape of the array, its new value, and how many outers in place that takes.
 STEPS = {
     "B[1:]": ((6, 5, 4, 3), lambda s: step_of(s, s.array[1:]), 1),
     "B[::-2, 1:]": ((10, 6, 4, 3), lambda s: step_of(s, s.array[::-2, 1:]), 1),
@@ -150,6 +164,17 @@ STEPS = {
     ),
     "a wider rate": (W_SHAPE, lambda s: (s.array - s.lr64 * plain(s)).astype("float32"), 1),
     "a wider step": (W_SHAPE, lambda s: s.array - (s.lr64 * plain(s)).astype("float32"), 1),
+    "clipped by the norm": (W_SHAPE, lambda s: clipped(s, plain(s)), 1),
+    "clipped by the norm, two uses": (
+        W_SHAPE,
+        lambda s: clipped(s, pt.grad(s.loss(s.array) + s.other_loss(s.array), s.array)),
+        2,
+    ),
+    "clipped by the norm, of a part": (
+        (6, 5, 4, 3),
+        lambda s: clipped(s, s.gradient(s.array[1:])),
+        1,
+    ),
     "a wider rate, guarded, of a part": (
         (6, 5, 4, 3),
         lambda s: pt.switch(
@@ -160,14 +185,14 @@ STEPS = {
 }
 
 
-def check_step(name, mode):
-    shape, new_of, outers = STEPS[name]
+def check_step(name, mode, calls=1):
+    """The values, and that they are written in place."""
+    shape, new_of, _ = STEPS[name]
     layer = Layer(*shape)
     new = new_of(layer)
     function = layer.compile(new, mode)
-    assert [type(node.op) in OUTERS for node in as_large_as(function, 50)] == [True] * outers
     pointer = layer.array.get_value(borrow=True).ctypes.data
-    for _ in range(2):
+    for _ in range(calls):
         values = layer.values()
         expected = layer.expected(new, values)
         function(*values)
@@ -179,18 +204,36 @@ def check_step(name, mode):
 @pytest.mark.parametrize("name", STEPS)
 def test_graph_and_values(name, mode):
     """Outers in place, and nothing else of the array's size."""
-    check_step(name, in_python(mode))
+    shape, _, outers = STEPS[name]
+    watch = Watch(mode, np.prod(shape))
+    check_step(name, watch.mode)
+    watch.assert_outers(outers)
+
+
+COMPILED = [
+    "B[::-2, 1:]",
+    "a part of a flat vector",
+    "switch of the weights",
+    "clipped by the norm, two uses",
+]
 
 
 @pytest.mark.parametrize("mode", MODES[1:])
-@pytest.mark.parametrize(
-    "name", ["B[::-2, 1:]", "a part of a flat vector", "switch of the weights"]
-)
+@pytest.mark.parametrize("name", COMPILED)
 def test_compiled(name, mode):
-    check_step(name, mode)
+    check_step(name, mode, calls=2)
 
 
 DENSE = {
+    "a norm of each column": (
+        W_SHAPE,
+        lambda s: s.array - s.lr * plain(s) / pt.sqrt((plain(s) ** 2).sum(axis=2, keepdims=True)),
+    ),
+    "a norm of what is no gradient": (
+        W_SHAPE,
+        lambda s: s.array - s.lr * plain(s) / pt.sqrt(((plain(s) + s.array) ** 2).sum()),
+    ),
+    "the sum of the gradient": (W_SHAPE, lambda s: s.array - plain(s) / (2 * plain(s)).sum()),
     "a choice for each block": (
         W_SHAPE,
         lambda s: pt.switch(s.array > 0, s.array - s.lr * plain(s), s.array),
@@ -221,10 +264,35 @@ def test_what_stays_dense(name):
     layer = Layer(*shape)
     new, values = new_of(layer), layer.values()
     expected = layer.expected(new, values)
-    function = layer.compile(new, in_python("NUMBA"))
-    assert any(type(node.op) not in OUTERS for node in as_large_as(function, 50))
-    function(*values)
+    watch = Watch("NUMBA", np.prod(shape))
+    layer.compile(new, watch.mode)(*values)
+    assert any(type(node.op) not in OUTERS for node in watch.nodes)
     np.testing.assert_allclose(layer.array.get_value(), expected, 1e-5, 1e-6)
+
+
+@pytest.mark.parametrize("mode", [pytest.param("CVM", marks=needs_compiler), "NUMBA"])
+def test_clipped_by_the_norm_of_several_gradients(mode):
+    """Weights, a bias and weights that are used both ways: nothing but outers is as large."""
+    layer = Layer(*W_SHAPE)
+    b = pytensor.shared(layer.rng.normal(size=(BLOCKS, COLUMNS)).astype("float32"), "b")
+    V = pytensor.shared(layer.rng.normal(size=(BLOCKS, BLOCKS, 3, 3)).astype("float32"), "V")
+    h = sparse_block_dot(layer.array, layer.h, layer.i, b, layer.j)
+    for weights in (V, V.transpose(1, 0, 3, 2)):
+        h = sparse_block_dot(weights, h, layer.j, None, layer.i)
+    parameters = [layer.array, b, V]
+    gradients = pt.grad((h**2).mean(), parameters)
+    norm = pt.sqrt(sum((g**2).sum() for g in gradients))
+    rate = layer.lr * pt.minimum(np.float32(1), np.float32(0.01) / norm)
+    updates = [(p, p - rate * g) for p, g in zip(parameters, gradients, strict=True)]
+    values = layer.values()
+    expected = layer.expected([new for _, new in updates], values)
+    watch = Watch(mode, V.get_value().size)
+    pytensor.function(layer.inputs, updates=updates, mode=watch.mode, on_unused_input="ignore")(
+        *values
+    )
+    watch.assert_outers(3)
+    for parameter, value in zip(parameters, expected, strict=True):
+        np.testing.assert_allclose(parameter.get_value(), value, 1e-5, 1e-7)
 
 
 @pytest.mark.parametrize("mode", MODES)
