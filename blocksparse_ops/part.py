@@ -4,10 +4,9 @@ from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
-from pytensor.graph.basic import Apply
+from pytensor.graph.basic import Apply, Variable
 from pytensor.link.c.op import OpenMPOp
 from pytensor.tensor.type import tensor
-from pytensor.tensor.variable import TensorVariable
 
 from blocksparse_ops import reference
 from blocksparse_ops.arguments import TensorOp
@@ -34,25 +33,16 @@ class SparseBlockOuterInPart(TensorOp, OpenMPOp):
     def __init__(self) -> None:
         super().__init__(openmp=False)
 
-    def make_node(
-        self,
-        whole: TensorVariable,
-        part: TensorVariable,
-        x: TensorVariable,
-        y: TensorVariable,
-        xIdx: TensorVariable,
-        yIdx: TensorVariable,
-        alpha: TensorVariable,
-        *shape: TensorVariable,
-    ) -> Apply:
-        return Apply(self, [whole, part, x, y, xIdx, yIdx, alpha, *shape], [whole.type()])
+    def make_node(self, *inputs: Variable) -> Apply:
+        """Of the whole, the part, the arguments of an outer product but the first, and a shape."""
+        return Apply(self, list(inputs), [inputs[0].type()])
 
     def outer_node(self, node: Apply) -> Apply:
         """The outer product on the blocks."""
-        _, part, *factors = node.inputs
-        if len(factors) > 5:
-            part, factors = tensor(dtype=part.dtype, shape=(None,) * 4), factors[:5]
-        return self.outer.make_node(part, *factors)
+        _, blocks, x, y, xIdx, yIdx, alpha, *shape = node.inputs
+        if shape:
+            blocks = tensor(dtype=x.type.dtype, shape=(None,) * 4)
+        return self.outer.make_node(blocks, x, y, xIdx, yIdx, alpha)
 
     def perform(
         self, node: Apply, inputs: Sequence[np.ndarray], output_storage: list[list]

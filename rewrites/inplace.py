@@ -74,7 +74,7 @@ def local_inplace_sparse_block_outer_in_part(
 
 def nodes_above(fgraph: FunctionGraph, variable: Variable) -> tuple[list[Apply], Apply | None]:
     """The views that alone use a variable, and the node that writes the last into a part."""
-    views = []
+    views: list[Apply] = []
     while (client := sole_client(fgraph, variable)) is not None:
         if isinstance(client.op, IncSubtensor):
             is_written = client.op.set_instead_of_inc and client.inputs[1] is variable

@@ -200,11 +200,11 @@ class Place:
     def write(
         self, fgraph: FunctionGraph, total: TensorVariable | None, term: TensorVariable
     ) -> TensorVariable:
-        """The sum with the term there; `total` is not needed where the term is all of it."""
+        """The sum with the term there; `total` may be None where the term is all of it."""
         if not self.steps:
             return term
         step, below = self.steps[0], Place(self.steps[1:])
-        part = read_step(fgraph, step, total) if below.is_part else None
+        part = read_step(fgraph, step, total) if total is not None and below.is_part else None
         return write_step(step, total, below.write(fgraph, part, term))
 
 
@@ -233,7 +233,7 @@ def read_step(fgraph: FunctionGraph, step: Apply, total: TensorVariable) -> Tens
 
 def write_step(step: Apply, total: TensorVariable | None, term: TensorVariable) -> TensorVariable:
     """What a node makes of a term, in place of what the sum holds there."""
-    if isinstance(step.op, IncSubtensor):
+    if total is not None and isinstance(step.op, IncSubtensor):
         if total.owner is not None and step_key(total.owner) == step_key(step):
             total = total.owner.inputs[0]
         op = IncSubtensor(step.op.idx_list, set_instead_of_inc=True)

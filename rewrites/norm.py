@@ -132,7 +132,8 @@ def blocks_in_use(uses: list[Use]) -> TensorVariable:
     for use, key in zip(uses, keys, strict=True):
         number = searchsorted(used, key)[:, None]
         first = full((number.shape[0], 1), 0, "int64")
-        blocks = sparse_block_outer(blocks, *rows_of(use), number, first, use.scale)
+        left, right = rows_of(use)
+        blocks = sparse_block_outer(blocks, left, right, number, first, use.scale)
     return blocks
 
 

@@ -6,6 +6,7 @@ the first may be written when the second raises.
 """
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from pytensor.compile import optdb
 from pytensor.compile.ops import deep_copy_op
@@ -158,7 +159,7 @@ def destroy_copies(fgraph: FunctionGraph, node: Apply) -> None:
         fgraph.change_node_input(node, position, copy, reason="raise_first")
 
 
-def outer_arguments(node: Apply) -> tuple[Variable, ...]:
+def outer_arguments(node: Apply) -> tuple[Any, ...]:
     """The arguments of an outer product, in place in an array or in a part of it."""
     if isinstance(node.op, SparseBlockOuter):
         return tuple(node.inputs)
@@ -212,7 +213,7 @@ def rearranged(x: Variable, order: tuple[int, ...]) -> Variable:
     return x.transpose(order)
 
 
-def unwritten(x: Variable) -> Variable:
+def unwritten(x: Variable) -> Any:
     """A variable as it is before anything is written into it."""
     node = x.owner
     if node is None:
@@ -232,14 +233,14 @@ def check_before(fgraph: FunctionGraph, outer: Apply) -> None:
     To blocks without columns, and, where it is not known that the sizes of rows agree, to blocks
     without rows.
     """
-    blocks, x, y, *indices, alpha = outer_arguments(outer)
+    blocks, x, y, xIdx, yIdx, alpha = outer_arguments(outer)
     are_known = same_shape(fgraph, blocks, y, 3, 2)
     blocks = unwritten(blocks)
     op = SparseBlockOuter()
-    without_columns = op(blocks[:, :, :, :0], x, y[:, :, :0], *indices, alpha)
+    without_columns = op(blocks[:, :, :, :0], x, y[:, :, :0], xIdx, yIdx, alpha)
     were_checked = [eq(Shape_i(3)(without_columns), 0)]
     if not are_known:
-        without_rows = op(blocks[:, :, :0], x[:, :, :0], y, *indices, alpha)
+        without_rows = op(blocks[:, :, :0], x[:, :, :0], y, xIdx, yIdx, alpha)
         were_checked.append(eq(Shape_i(2)(without_rows), 0))
     checked = Assert("blocks without columns or rows")(alpha, *were_checked)
     fgraph.change_node_input(outer, outer.inputs.index(alpha), checked, reason="raise_first")

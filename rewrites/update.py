@@ -166,7 +166,8 @@ class LinearForm:
         """Split a linear node into its terms; None if it is to be taken as a whole."""
         node = variable.owner
         if (chosen := branches(node)) is not None:
-            return self.opened_choice(*chosen, scale, place)
+            condition, one, other = chosen
+            return self.opened_choice(condition, one, other, scale, place)
         terms = Terms()
         is_outer = isinstance(node.op, SparseBlockOuter)
         for term in linear_terms(node):
@@ -203,7 +204,7 @@ class LinearForm:
     ) -> Terms | None:
         """A choice between two forms of the same rest: outers of either are added where chosen."""
         terms = Terms()
-        rests = []
+        rests: list[dict[TensorVariable, list[Scale]]] = []
         for chosen, wanted in ((one, True), (other, False)):
             if is_zeros(chosen):
                 if not is_scalar(chosen):
@@ -262,7 +263,8 @@ class LinearForm:
         return self.added(self.of_shape(rest, self.rest, self.zeros), self.outers)
 
     def rebuilt_on_zeros(self) -> TensorVariable | None:
-        if not all(place.is_rearranged for *_, place in (*self.zeros, *self.outers)):
+        places = [place for *_, place in self.outers] + [place for _, place in self.zeros]
+        if not all(place.is_rearranged for place in places):
             return None
         (zeros, place), *others = self.zeros
         start = place.write(self.fgraph, None, zeros)

@@ -20,7 +20,12 @@ from pytensor.compile.builders import OpFromGraph
 from pytensor.compile.mode import Mode
 from pytensor.graph.traversal import ancestors
 
-from blocksparse_ops import sparse_block_dot, sparse_block_gemv, sparse_block_outer
+from blocksparse_ops import (
+    sparse_block_dot,
+    sparse_block_gemv,
+    sparse_block_outer,
+    sparse_block_take,
+)
 from blocksparse_ops.zeros import zeros_like
 
 # One of PyTensor's own rewrites fails in 3.0 where what it adds is broadcast.
@@ -91,7 +96,19 @@ class RandomGraph:
         h, i, j, o = (self.variable(arrays[k]) for k in ("h", "inputIdx", "outputIdx", "o"))
         return h, i, j, o
 
+    def view(self, W):
+        """Weights that lie in a parameter, of its shape."""
+        return self.choose(
+            lambda: W,
+            lambda: W,
+            lambda: W[::-1],
+            lambda: W[:, ::-1],
+            lambda: W.reshape((-1,)).reshape(W.shape),
+            lambda: pt.stack([W, W])[self.choose(0, self.count - 3)],
+        )()
+
     def product(self, W):
+        W = self.view(W)
         h, i, j, o = self.window()
         bias = pt.ones((W.shape[1], W.shape[3]), self.dtype)
         return self.choose(
@@ -109,7 +126,14 @@ class RandomGraph:
             lambda: (y * y.sum()).sum(),
             lambda: (y**2).sum() + (self.product(W) ** 2).sum(),
             lambda: sum_over_steps(W, *self.window()),
+            lambda: (self.rows(W) ** 2).sum(),
         )()
+
+    def rows(self, W):
+        """Rows of a block, as of a table."""
+        rows = self.sizes.iSize
+        index = self.rng.integers(-rows, rows, (2,)) if rows else np.zeros(0, int)
+        return sparse_block_take(W[0, -1], self.variable(index))
 
     def gradient(self):
         """A gradient in a parameter, of a loss or of a gradient, or an outer product."""
@@ -194,6 +218,11 @@ class RandomGraph:
             lambda: pt.set_subtensor(x[0], x[0] * 2),
             lambda: pt.clip(x, -0.5, 0.5),
             lambda: pt.switch(pt.gt(self.rate, 0), x, self.term(0)),
+            lambda: pt.switch(pt.gt(self.rate, 0), x - self.scalar() * self.gradient(), x),
+            lambda: x - pt.switch(pt.isfinite(self.rate), 0, self.rate) * self.gradient(),
+            lambda: x / (1 + pt.sqrt((x**2).sum())),
+            lambda: pt.inc_subtensor(x[1:], self.scalar() * self.gradient()[1:]),
+            lambda: pt.set_subtensor(x[:, :1], x[:, :1] - self.gradient()[:, :1]),
             lambda: pt.specify_shape(x, self.known(self.shape)),
             lambda: in_a_graph_of_its_own(x, self.term(0)),
         )()
