@@ -72,14 +72,6 @@ def overload_destination(o):
     return writeable
 
 
-@kernel
-def fill(out, o):
-    if out.size > 0 and is_one_element(view(o)):
-        out.fill(o.flat[0])
-    else:
-        out[...] = o
-
-
 # What an op is compiled to: a unit that checks all arguments but the scale; whether a call goes the
 # direct path, and whether that can start from one value; units that compute on either path, without
 # threads and with them; and a function that computes in the types of scalar that these are not
@@ -170,12 +162,14 @@ def funcify(op, node, kernels):
         if fault[0] != NO_FAULT:
             ready_fail(0, 0)
             call_fail(0, 0, (number, fault))
-        out, start = destination(o) if inplace else np.empty(o.shape, o.dtype), 0
-        if not inplace and is_one_element(view(o)) and can_start(o, first, second):
+        start = 0
+        if inplace:
+            out = destination(o)
+        elif is_one_element(view(o)) and can_start(o, first, second):
             # What starts from one value everywhere need not be written first and read again.
-            start = address_of(o)
-        elif not inplace:
-            fill(out, o)
+            out, start = np.empty(o.shape, o.dtype), address_of(o)
+        else:
+            out = o.copy()
         if scale != 0:
             compute(out, first, second, first_index, second_index, scale, start)
         return out
@@ -259,7 +253,9 @@ def numba_funcify_SparseBlockOuterInPart(op, node, **kwargs):
         else:
             blocks = part.copy().reshape(shape)
             in_blocks(whole, blocks, x, y, xIdx, yIdx, alpha)
-            part[...] = blocks.reshape(part.shape)
+            # An assignment to a slice takes Numba seconds to compile.
+            for place in range(part.size):
+                part.flat[place] = blocks.flat[place]
         return whole
 
     is_reshaped = len(node.inputs) > len(outer_node.inputs) + 1
