@@ -4,20 +4,42 @@ LLVM takes as long as all the rest of Numba, and most of it for what PyTensor ge
 runs once. That is hardly optimised; our kernels, whose bits and vectors are tested, are as ever.
 """
 
-from numba.core import config
+import gc
+
+from numba.core import codegen, config
+from numba.core.registry import cpu_target
 
 from blocksparse_ops.kernels.numba.compile import Unit
 
-FULLY, HARDLY = config.OPT, type(config.OPT)(1)
+CODEGEN = cpu_target.target_context.codegen()
+
+
+def backend(level):
+    """What makes machine code: its level is that of when it is made, not of when it is used."""
+    config.OPT = type(config.OPT)(level)
+    made = codegen.JITCPUCodegen("numba.exec")
+    return made._tm, made._engine
+
+
+def optimise(opt, backend):
+    config.OPT = opt
+    CODEGEN._tm, CODEGEN._engine = backend
 
 
 def load_optimised(self, scalar, which):
-    config.OPT = FULLY
+    optimise(*FULLY)
     try:
         load(self, scalar, which)
     finally:
-        config.OPT = HARDLY
+        optimise(*HARDLY)
 
+
+FULLY = config.OPT, (CODEGEN._tm, CODEGEN._engine)
+# At level 0 LLVM keeps names of this process, with which Numba puts nothing on the disk.
+HARDLY = type(config.OPT)(1), backend(0)
 
 load, Unit.load = Unit.load, load_optimised
-config.OPT = HARDLY
+optimise(*HARDLY)
+
+# A compiler makes many objects and few cycles: to look for these takes a tenth of its time.
+gc.set_threshold(100_000, 20, 50)
