@@ -58,6 +58,9 @@ def test_a_changed_source_is_another_extension(monkeypatch):
     assert len(names) == 3
 
 
+# To optimise would take most of the time, and is nothing that the tests of a build look at.
+HARDLY = "-O0"
+
 BUILD = """
 from blocksparse_ops.kernels.c import extension
 function = extension.function("direct_float64", "SparseBlockGemv", False)
@@ -67,7 +70,8 @@ print(extension.extension("direct_float64", args).__spec__.origin)
 
 
 def start_building(folder):
-    environment = {**os.environ, "PYTENSOR_FLAGS": f"base_compiledir={folder}"}
+    flags = f"base_compiledir={folder},gcc__cxxflags={HARDLY}"
+    environment = {**os.environ, "PYTENSOR_FLAGS": flags}
     return subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", BUILD],
         env=environment,
@@ -91,7 +95,7 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
     taken = tmp_path / "blocksparse_ops"
     taken.write_text("not a folder")
     name = extension.name_of("direct_float64", ())
-    args = extension.compile_args("direct_float64", openmp=False)
+    args = [*extension.compile_args("direct_float64", openmp=False), HARDLY]
     path = extension.build(
         extension.source("direct_float64", name), name, args, taken / f"{name}.so"
     )
