@@ -104,13 +104,13 @@ class BlockSparseRaiseFirst(GraphRewriter):
     """
 
     def add_requirements(self, fgraph: FunctionGraph) -> None:
-        fgraph.attach_feature(RaiseFirst())
+        pass
 
     def apply(self, fgraph: FunctionGraph) -> None:
-        if not hasattr(fgraph, "destroyers") or not any(
-            may_raise(n.op) for n in fgraph.apply_nodes
-        ):
+        is_ours = any(may_raise(node.op) for node in fgraph.apply_nodes)
+        if not is_ours or not hasattr(fgraph, "destroyers"):
             return
+        fgraph.attach_feature(RaiseFirst())
         shared = [x for x in fgraph.inputs if isinstance(x, SharedVariable)]
         destroyers = destroyers_of(fgraph, shared)
         for node in destroyers:
