@@ -28,6 +28,7 @@ from blocksparse_ops.ops import (
     sparse_block_outer,
     sparse_block_outer_inplace,
 )
+from blocksparse_ops.softmax import h_softmax, log_h_softmax
 from blocksparse_ops.take import sparse_block_take
 
 __version__ = "0.1.0"
@@ -35,6 +36,8 @@ __version__ = "0.1.0"
 __all__ = [
     "SparseBlockGemv",
     "SparseBlockOuter",
+    "h_softmax",
+    "log_h_softmax",
     "sparse_block_dot",
     "sparse_block_gemv",
     "sparse_block_gemv_inplace",

@@ -1,6 +1,7 @@
 """Zeros that stay an allocation, so that what is added to them can be added in place."""
 
 from collections.abc import Hashable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -73,6 +74,10 @@ class RepeatedZero(TensorOp):
 
     def make_node(self, value: TensorVariable, *sizes: TensorVariable) -> Apply:
         return Apply(self, [value, *sizes], [BlockZeros()(value, *sizes).type()])
+
+    def infer_shape(self, *args: Any) -> list[Sequence[Variable]]:
+        *_, node, _ = args
+        return [node.inputs[1:]]
 
     def perform(
         self, node: Apply, inputs: Sequence[np.ndarray], output_storage: list[list]

@@ -257,10 +257,6 @@ def test_zeros_of_all_kinds(name):
 
 
 NOT_MERGED = {
-    "the gradient's norm is wanted": lambda s: (
-        [(s.W, s.W - s.lr * s.g)],
-        [(s.g**2).sum()],
-    ),
     "the gradient is an output": lambda s: ([(s.W, s.W - s.lr * s.g)], [s.g]),
     "the step is clipped": lambda s: ([(s.W, s.W - s.lr * pt.clip(s.g, -1, 1))], []),
     "a scale for each block": lambda s: ([(s.W, s.W - s.V * s.g)], []),

@@ -285,11 +285,12 @@ def test_clipped_by_the_norm_of_several_gradients(mode):
     rate = layer.lr * pt.minimum(np.float32(1), np.float32(0.01) / norm)
     updates = [(p, p - rate * g) for p, g in zip(parameters, gradients, strict=True)]
     values = layer.values()
-    expected = layer.expected([new for _, new in updates], values)
+    *expected, expected_norm = layer.expected([*(new for _, new in updates), norm], values)
     watch = Watch(mode, V.get_value().size)
-    pytensor.function(layer.inputs, updates=updates, mode=watch.mode, on_unused_input="ignore")(
-        *values
+    step = pytensor.function(
+        layer.inputs, norm, updates=updates, mode=watch.mode, on_unused_input="ignore"
     )
+    np.testing.assert_allclose(step(*values), expected_norm, 1e-5)
     watch.assert_outers(3)
     for parameter, value in zip(parameters, expected, strict=True):
         np.testing.assert_allclose(parameter.get_value(), value, 1e-5, 1e-7)

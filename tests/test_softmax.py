@@ -1,0 +1,118 @@
+"""The two-level softmax of Theano, and its logarithms."""
+
+import numpy as np
+import pytensor
+import pytensor.tensor as pt
+import pytest
+from cases import MODES, in_python
+from pytensor.compile.mode import Mode
+from pytensor.gradient import verify_grad
+from scipy.special import log_softmax
+
+from blocksparse_ops import SparseBlockOuter, h_softmax, log_h_softmax
+
+BATCH, FEATURES, CLASSES, SIZE, OUTPUTS = 6, 3, 4, 5, 18
+
+
+def parameters(dtype="float64", scale=1.0):
+    rng = np.random.default_rng(0)
+    shapes = (FEATURES, CLASSES), (CLASSES,), (CLASSES, FEATURES, SIZE), (CLASSES, SIZE)
+    return [scale * rng.normal(size=shape).astype(dtype) for shape in shapes]
+
+
+def problem(dtype="float64", scale=1.0):
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(BATCH, FEATURES)).astype(dtype)
+    return x, rng.integers(0, OUTPUTS, BATCH), parameters(dtype, scale)
+
+
+def expected(x, W1, b1, W2, b2):
+    """The logarithms of all outputs' probabilities."""
+    of_classes = log_softmax(x @ W1 + b1, axis=-1)
+    of_outputs = log_softmax(np.einsum("nf,cfk->nck", x, W2) + b2, axis=-1)
+    return (of_classes[:, :, None] + of_outputs).reshape(BATCH, -1)[:, :OUTPUTS]
+
+
+SIZES = BATCH, OUTPUTS, CLASSES, SIZE
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("mode", MODES)
+def test_values(mode, dtype):
+    x, target, arrays = problem(dtype)
+    x_, target_ = pt.matrix(dtype=dtype), pt.matrix(dtype="int32")
+    symbols = [pt.tensor(dtype=dtype, shape=(None,) * array.ndim) for array in arrays]
+    outputs = [
+        function(x_, *SIZES, *symbols, *wanted)
+        for function in (h_softmax, log_h_softmax)
+        for wanted in ((), (target_,))
+    ]
+    function = pytensor.function([x_, target_, *symbols], outputs, mode=mode)
+    p, p_target, log_p, log_p_target = function(x, target[:, None].astype("int32"), *arrays)
+    truth = expected(x, *arrays)
+    tolerance = 1e-5 if dtype == "float32" else 1e-12
+    np.testing.assert_allclose(log_p, truth, tolerance, tolerance)
+    np.testing.assert_allclose(log_p_target, truth[np.arange(BATCH), target], tolerance, tolerance)
+    np.testing.assert_allclose(p, np.exp(truth), tolerance, tolerance)
+    np.testing.assert_allclose(p_target, np.exp(log_p_target), tolerance, tolerance)
+    assert p.dtype == p_target.dtype == dtype
+
+
+def test_all_outputs_sum_to_one():
+    x, _, arrays = problem()
+    p = h_softmax(x, BATCH, CLASSES * SIZE, CLASSES, SIZE, *arrays).eval(mode="FAST_COMPILE")
+    np.testing.assert_allclose(p.sum(axis=1), 1)
+
+
+def test_logarithms_where_probabilities_underflow():
+    x, target, arrays = problem(scale=1e3)
+    log_p = log_h_softmax(x, *SIZES, *arrays, target).eval(mode="FAST_COMPILE")
+    assert log_p.min() < -800
+    np.testing.assert_allclose(log_p, expected(x, *arrays)[np.arange(BATCH), target])
+
+
+@pytest.mark.parametrize("function", [h_softmax, log_h_softmax])
+@pytest.mark.parametrize("with_target", [True, False])
+def test_gradient(function, with_target):
+    x, target, arrays = problem()
+    verify_grad(
+        lambda x, *arrays: function(x, *SIZES, *arrays, target if with_target else None),
+        [x, *arrays],
+        rng=np.random.default_rng(0),
+        mode=in_python("CVM"),
+        no_debug_ref=False,
+    )
+
+
+def test_a_step_touches_the_classes_of_the_targets():
+    x, _, arrays = problem()
+    shared = [pytensor.shared(array) for array in arrays]
+    loss = -log_h_softmax(x, *SIZES, *shared, np.zeros(BATCH, int)).mean()
+    updates = [(p, p - g) for p, g in zip(shared, pt.grad(loss, shared), strict=True)]
+    step = pytensor.function([], updates=updates, mode=Mode("py", "fast_run"))
+    outers = [n for n in step.maker.fgraph.apply_nodes if isinstance(n.op, SparseBlockOuter)]
+    assert sum(node.op.inplace for node in outers) == 2
+    step()
+    for parameter, before in zip(shared[2:], arrays[2:], strict=True):
+        np.testing.assert_array_equal(parameter.get_value()[1:], before[1:])
+        assert (parameter.get_value()[0] != before[0]).all()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_target_that_is_no_output(mode):
+    x, target, arrays = problem()
+    target_ = pt.lvector()
+    function = pytensor.function([target_], h_softmax(x, *SIZES, *arrays, target_), mode=mode)
+    target[2] = 1 << 40
+    with pytest.raises(IndexError, match="out of range"):
+        function(target)
+
+
+def test_arguments_that_do_not_fit():
+    x, target, arrays = problem()
+    with pytest.raises(ValueError, match=r"h_softmax: n_outputs = 21 is more than .* = 4 \* 5"):
+        h_softmax(x, BATCH, 21, CLASSES, SIZE, *arrays)
+    with pytest.raises(TypeError, match="log_h_softmax: target has dtype float64"):
+        log_h_softmax(x, *SIZES, *arrays, target * 1.0)
+    with pytest.raises(TypeError, match="h_softmax: W2"):
+        h_softmax(x, *SIZES, *arrays[:2], object(), arrays[3])
