@@ -93,7 +93,7 @@ def gradients_of(fgraph: FunctionGraph, variable: Variable) -> Iterator[Variable
     """An outer, and the linear forms in which it stands, up to one that has several uses."""
     yield variable
     while (client := sole_client(fgraph, variable)) is not None:
-        if not client.outputs or all(x is not variable for _, x, _ in linear_terms(client)):
+        if all(x is not variable for _, x, _ in linear_terms(client)):
             return
         variable = client.outputs[0]
         yield variable

@@ -69,7 +69,7 @@ def sums_of(fgraph: FunctionGraph, variable: TensorVariable) -> list[TensorVaria
     """The sums that a term stands in, each of which alone uses the one below, the largest first."""
     dtype, start, found = variable.dtype, variable, []
     while (client := sole_client(fgraph, variable)) is not None:
-        [term] = [x for x in terms_below(client) if x.variable is variable][:1] or [None]
+        term = next((x for x in terms_below(client) if x.variable is variable), None)
         if term is None:
             break
         variable = client.outputs[0]
@@ -85,9 +85,8 @@ def sums_of(fgraph: FunctionGraph, variable: TensorVariable) -> list[TensorVaria
 
 def terms_below(node: Apply) -> list[Term]:
     """The terms of a node, or of either branch of a choice."""
-    if not hasattr(node.op, "scalar_op") or (chosen := branches(node)) is None:
-        return linear_terms(node) if node.outputs else []
-    return [Term(Scale(), x) for x in chosen[1:]]
+    chosen = branches(node)
+    return linear_terms(node) if chosen is None else [Term(Scale(), x) for x in chosen[1:]]
 
 
 def fits(term: TensorVariable, total: TensorVariable, place: Place) -> bool:
@@ -125,9 +124,6 @@ class Terms:
 
     def add_zeros(self, zeros: TensorVariable, place: Place) -> None:
         self.zeros[zeros, place.key] = zeros, place
-
-    def add_rest(self, term: TensorVariable, scale: Scale) -> None:
-        self.rest.setdefault(term, []).append(scale)
 
     def update(self, other: "Terms") -> None:
         self.outers += other.outers
@@ -190,9 +186,7 @@ class LinearForm:
                 return terms
         if place.is_part:
             return None
-        whole = Terms()
-        whole.add_rest(place.write(self.fgraph, None, variable), scale)
-        return whole
+        return Terms(rest={place.write(self.fgraph, None, variable): [scale]})
 
     def opened_choice(
         self,

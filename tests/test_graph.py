@@ -362,6 +362,8 @@ def test_public_names():
     assert sorted(blocksparse_ops.__all__) == [
         "SparseBlockGemv",
         "SparseBlockOuter",
+        "h_softmax",
+        "log_h_softmax",
         "sparse_block_dot",
         "sparse_block_gemv",
         "sparse_block_gemv_inplace",
