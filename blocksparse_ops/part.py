@@ -47,9 +47,9 @@ class SparseBlockOuterInPart(TensorOp, OpenMPOp):
     def perform(
         self, node: Apply, inputs: Sequence[np.ndarray], output_storage: list[list]
     ) -> None:
-        whole, part, *factors = inputs
-        blocks = part.reshape(factors[5]) if len(factors) > 5 else part
-        result = reference.outer(blocks, *factors[:5], inplace=True)
+        whole, part, x, y, xIdx, yIdx, alpha, *shape = inputs
+        blocks = part.reshape(*shape) if shape else part
+        result = reference.outer(blocks, x, y, xIdx, yIdx, alpha, inplace=True)
         if not part.flags.writeable or result is not blocks:
             raise ValueError(NOT_WRITEABLE)
         if not np.may_share_memory(blocks, part):
@@ -62,14 +62,13 @@ class SparseBlockOuterInPart(TensorOp, OpenMPOp):
     def c_code(
         self, node: Apply, name: str, inputs: list[str], outputs: list[str], sub: dict[str, str]
     ) -> str:
-        (whole, part, *factors), (output,) = inputs, outputs
+        (whole, part, x, y, xIdx, yIdx, alpha, *shape), (output,) = inputs, outputs
         fail = f"Py_XDECREF(result); Py_XDECREF(blocks); {sub['fail']}"
-        call = self.outer.c_code(
-            self.outer_node(node), name, ["blocks", *factors[:5]], ["result"], {"fail": fail}
-        )
-        if len(factors) > 5:
+        arguments = ["blocks", x, y, xIdx, yIdx, alpha]
+        call = self.outer.c_code(self.outer_node(node), name, arguments, ["result"], {"fail": fail})
+        if shape:
             view = f"""
-            const npy_int64* const lengths = static_cast<npy_int64*>(PyArray_DATA({factors[5]}));
+            const npy_int64* const lengths = static_cast<npy_int64*>(PyArray_DATA({shape[0]}));
             npy_intp shape[] = {{lengths[0], lengths[1], lengths[2], lengths[3]}};
             PyArray_Dims sizes{{shape, 4}};
             blocks = reinterpret_cast<PyArrayObject*>(

@@ -42,6 +42,10 @@ class Scale:
     def guarded(self, condition: TensorVariable, wanted: bool) -> "Scale":
         return replace(self, guards=(*self.guards, (as_scalar(condition, "bool"), wanted)))
 
+    def times(self, alpha: TensorVariable) -> TensorVariable:
+        """What scales an outer product that `alpha` scales, in its dtype."""
+        return (self * Scale((alpha,))).variable(alpha.dtype)
+
     def variable(self, dtype: str) -> TensorVariable:
         scale = product(self.factors) if self.factors else constant(1, dtype=dtype)
         if self.divisors:
@@ -92,7 +96,8 @@ def linear_terms(node: Apply) -> list[Term]:
     if isinstance(node.op, IncSubtensor):
         return terms_of_write(node)
     if is_elementwise(node, ps.Cast):
-        return [Term(Scale(), node.inputs[0])] if keeps_floats(node) else []
+        [x], [out] = node.inputs, node.outputs
+        return [Term(Scale(), x)] if keeps_dtype(x, out) else []
     if is_elementwise(node, ps.Add):
         return [Term(Scale(), x) for x in node.inputs]
     if is_elementwise(node, ps.Sub):
@@ -109,10 +114,6 @@ def linear_terms(node: Apply) -> list[Term]:
 def is_dropping(node: Apply | None) -> bool:
     """Whether a node changes the order of axes, and drops some of length 1, and that is all."""
     return node is not None and isinstance(node.op, DimShuffle) and "x" not in node.op.new_order
-
-
-def keeps_floats(node: Apply) -> bool:
-    return {node.inputs[0].dtype, node.outputs[0].dtype} <= set(float_dtypes)
 
 
 def terms_of_write(node: Apply) -> list[Term]:
@@ -145,6 +146,7 @@ def scaled_term(
 
 
 def keeps_dtype(x: TensorVariable, out: TensorVariable) -> bool:
+    """Whether a variable has the dtype of a result, or another precision of it."""
     return x.dtype == out.dtype or {x.dtype, out.dtype} <= set(float_dtypes)
 
 

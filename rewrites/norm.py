@@ -21,7 +21,7 @@ from pytensor.tensor.math import Sum, lt, sqr
 from pytensor.tensor.variable import TensorVariable
 
 from blocksparse_ops.ops import SparseBlockOuter, sparse_block_outer
-from blocksparse_ops.rewrites.linear import Scale, linear_terms, sizes_of
+from blocksparse_ops.rewrites.linear import linear_terms, sizes_of
 from blocksparse_ops.rewrites.match import is_elementwise, register, sole_client
 from blocksparse_ops.rewrites.update import LinearForm
 from blocksparse_ops.zeros import full, is_zeros, zeros
@@ -73,12 +73,7 @@ def uses_of(fgraph: FunctionGraph, form: LinearForm) -> list[Use] | None:
         sides = (x, xIdx, iBlocks), (y, yIdx, oBlocks)
         is_exchanged = place.is_rearranged and place.axes(4) == (1, 0, 3, 2)
         places.add(() if is_exchanged else place.key)
-        uses.append(
-            Use(
-                sides[::-1] if is_exchanged else sides,
-                (scale * Scale((alpha,))).variable(alpha.dtype),
-            )
-        )
+        uses.append(Use(sides[::-1] if is_exchanged else sides, scale.times(alpha)))
     return uses if len(places) == 1 else None
 
 

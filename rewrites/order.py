@@ -119,10 +119,10 @@ class BlockSparseRaiseFirst(GraphRewriter):
         if len(destroyers) > 1:
             early = Schedule(fgraph).early
             for node in destroyers:
-                if isinstance(node.op, OUTERS) and not any(
-                    makes_checks_of(fgraph, other, node) for other in early
-                ):
-                    check_before(fgraph, node)
+                if isinstance(node.op, OUTERS):
+                    arguments = outer_arguments(node)
+                    if not any(makes_checks_of(fgraph, other, arguments) for other in early):
+                        check_before(fgraph, node, arguments)
 
 
 def holds_up(fgraph: FunctionGraph, node: Apply, destroyers: list[Apply]) -> bool:
@@ -163,17 +163,17 @@ def outer_arguments(node: Apply) -> tuple[Any, ...]:
     """The arguments of an outer product, in place in an array or in a part of it."""
     if isinstance(node.op, SparseBlockOuter):
         return tuple(node.inputs)
-    _, part, *factors = node.inputs
-    blocks = part if len(factors) == 5 else part.reshape(factors[5], ndim=4)
-    return blocks, *factors[:5]
+    _, part, x, y, xIdx, yIdx, alpha, *shape = node.inputs
+    blocks = part.reshape(*shape, ndim=4) if shape else part
+    return blocks, x, y, xIdx, yIdx, alpha
 
 
-def makes_checks_of(fgraph: FunctionGraph, other: Apply, outer: Apply) -> bool:
-    """Whether a gemv over weights of the same shape refuses all that an outer refuses."""
+def makes_checks_of(fgraph: FunctionGraph, other: Apply, arguments: tuple[Any, ...]) -> bool:
+    """Whether a gemv over weights of the same shape refuses all that an outer of these refuses."""
     if not isinstance(other.op, SparseBlockGemv):
         return False
     _, W, h, *indices = other.inputs
-    blocks, x, y, *outer_indices, _ = outer_arguments(outer)
+    blocks, x, y, *outer_indices, _ = arguments
     if indices == outer_indices:
         row, result, order = x, y, (0, 1, 2, 3)
     elif indices == outer_indices[::-1]:
@@ -227,13 +227,13 @@ def unwritten(x: Variable) -> Any:
     return x if position is None else unwritten(node.inputs[position[0]])
 
 
-def check_before(fgraph: FunctionGraph, outer: Apply) -> None:
-    """Have an outer that adds nothing make the checks of one.
+def check_before(fgraph: FunctionGraph, outer: Apply, arguments: tuple[Any, ...]) -> None:
+    """Have an outer that adds nothing make the checks of one of these arguments.
 
     To blocks without columns, and, where it is not known that the sizes of rows agree, to blocks
     without rows.
     """
-    blocks, x, y, xIdx, yIdx, alpha = outer_arguments(outer)
+    blocks, x, y, xIdx, yIdx, alpha = arguments
     are_known = same_shape(fgraph, blocks, y, 3, 2)
     blocks = unwritten(blocks)
     op = SparseBlockOuter()

@@ -272,9 +272,8 @@ class LinearForm:
         """What some of the form's outers make of what they start from."""
         for scale, node, place in outers:
             _, *factors, alpha = node.inputs
-            scaled_alpha = (scale * Scale((alpha,))).variable(alpha.dtype)
             part = self.checked(place.read(self.fgraph, start), place)
-            result = node.op(part, *factors, scaled_alpha)
+            result = node.op(part, *factors, scale.times(alpha))
             copy_stack_trace([self.top, node.outputs[0]], result)
             start = place.write(self.fgraph, start, result)
         return start

@@ -258,7 +258,8 @@ def numba_funcify_SparseBlockOuterInPart(op, node, **kwargs):
                 part.flat[place] = blocks.flat[place]
         return whole
 
-    is_reshaped = len(node.inputs) > len(outer_node.inputs) + 1
+    _, *of_outer = node.inputs
+    is_reshaped = len(of_outer) > len(outer_node.inputs)
     return in_reshaped if is_reshaped else in_blocks, cache_key(outer_node)
 
 
