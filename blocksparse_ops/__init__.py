@@ -20,6 +20,7 @@ except ModuleNotFoundError as error:
     ) from None
 
 from blocksparse_ops.dot import sparse_block_dot
+from blocksparse_ops.gradient import BlockGradient, block_gradient
 from blocksparse_ops.ops import (
     SparseBlockGemv,
     SparseBlockOuter,
@@ -34,8 +35,10 @@ from blocksparse_ops.take import sparse_block_take
 __version__ = "0.1.0"
 
 __all__ = [
+    "BlockGradient",
     "SparseBlockGemv",
     "SparseBlockOuter",
+    "block_gradient",
     "h_softmax",
     "log_h_softmax",
     "sparse_block_dot",

@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from blocksparse_ops.signature import (
     GEMV,
+    GRADIENT,
     OUTER,
     SIGNED_INDEX,
     UNSIGNED_INDEX,
@@ -52,6 +53,25 @@ def outer(
     return out
 
 
+def gradient(
+    W: np.ndarray,
+    x: np.ndarray,
+    y: np.ndarray,
+    xIdx: np.ndarray,
+    yIdx: np.ndarray,
+    alpha: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The blocks of an outer product on zeros that an index names, and their values."""
+    xIdx, yIdx = check(GRADIENT, (W, x, y, xIdx, yIdx, alpha))
+    groups = list(block_groups(xIdx, yIdx))
+    values = np.zeros((len(groups), x.shape[2], y.shape[2]), x.dtype)
+    if alpha != 0:
+        for value, (_, _, n, v, w) in zip(values, groups, strict=True):
+            value += alpha * (x[n, v].T @ y[n, w])
+    blocks = np.array([group[:2] for group in groups], np.int64).reshape(-1, 2)
+    return *np.ascontiguousarray(blocks.T), values
+
+
 def check(signature: Signature, arrays: Sequence[np.ndarray]) -> list[npt.NDArray[np.int64]]:
     """Return the index arrays as int64 counted from the start, or raise what is wrong.
 
@@ -89,11 +109,14 @@ def destination(o: np.ndarray, inplace: bool) -> np.ndarray:
 
 
 def block_groups(inputIdx: np.ndarray, outputIdx: np.ndarray) -> Iterator[tuple]:
-    """Yield (i, j, n, v, w) for each block (i, j) in use; n, v, w are arrays, an entry a triple."""
+    """Yield (i, j, n, v, w) for each block (i, j) in use, in the order in which these lie.
+
+    n, v and w are arrays, an entry a triple.
+    """
     i, j = np.broadcast_arrays(inputIdx[:, :, None], outputIdx[:, None, :])
     if not i.size:
         return
-    order = np.lexsort((i.ravel(), j.ravel()))
+    order = np.lexsort((j.ravel(), i.ravel()))
     triples = np.unravel_index(order, i.shape)
     i, j = i.ravel()[order], j.ravel()[order]
     borders = np.flatnonzero((np.diff(i) != 0) | (np.diff(j) != 0)) + 1

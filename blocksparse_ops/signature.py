@@ -223,12 +223,17 @@ OUTER = Signature(
     indexed={"xIdx": "i", "yIdx": "j"},
 )
 
+# Of the weights only the shape matters.
+GRADIENT = replace(OUTER, op="SparseBlockGradient")
+
 # What an index is where an op computes a gradient of a product, for who has written the product.
 IN_A_GRADIENT = {
     ("SparseBlockGemv", "inputIdx"): "the gradient in h: the product's outputIdx",
     ("SparseBlockGemv", "outputIdx"): "the gradient in h: the product's inputIdx",
     ("SparseBlockOuter", "xIdx"): "the gradient in W: the product's inputIdx",
     ("SparseBlockOuter", "yIdx"): "the gradient in W: the product's outputIdx",
+    ("SparseBlockGradient", "xIdx"): "the gradient in W: the product's inputIdx",
+    ("SparseBlockGradient", "yIdx"): "the gradient in W: the product's outputIdx",
 }
 
 DOT = Signature(
@@ -245,7 +250,7 @@ TAKE = Signature(
     op="sparse_block_take", axes={"table": "jq", "index": "nw"}, indexed={"index": "j"}
 )
 
-SIGNATURES = {signature.op: signature for signature in (GEMV, OUTER, DOT)}
+SIGNATURES = {signature.op: signature for signature in (GEMV, OUTER, GRADIENT, DOT)}
 
 
 def raise_fault(op: str, record: Sequence[int]) -> NoReturn:

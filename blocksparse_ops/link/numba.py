@@ -23,6 +23,7 @@ from blocksparse_ops.kernels.numba import version
 from blocksparse_ops.kernels.numba.arrays import (
     address_of,
     is_one_element,
+    keep_alive,
     view,
     view_index,
 )
@@ -37,13 +38,25 @@ from blocksparse_ops.kernels.numba.direct import (
     writes_all,
 )
 from blocksparse_ops.kernels.numba.gemv import CHECK_GEMV, RUN_GEMV, RUN_GEMV_PARALLEL
-from blocksparse_ops.kernels.numba.outer import CHECK_OUTER, RUN_OUTER, RUN_OUTER_PARALLEL
-from blocksparse_ops.kernels.numba.plain import plain_gemv, plain_outer
+from blocksparse_ops.kernels.numba.gradient import (
+    OUTER_WORDS,
+    PLAN_GRADIENT,
+    RUN_GRADIENT,
+    RUN_GRADIENT_PARALLEL,
+)
+from blocksparse_ops.kernels.numba.outer import (
+    CHECK_OUTER,
+    RUN_OUTER,
+    RUN_OUTER_PARALLEL,
+    outer_at,
+)
+from blocksparse_ops.kernels.numba.plain import plain_gemv, plain_gradient, plain_outer
 from blocksparse_ops.kernels.numba.threads import (
     one_thread,
     start_threads,
     threads_allowed,
 )
+from blocksparse_ops.gradient import SparseBlockGradient
 from blocksparse_ops.ops import SparseBlockGemv, SparseBlockOuter
 from blocksparse_ops.part import NOT_WRITEABLE, SparseBlockOuterInPart
 from blocksparse_ops.signature import DOT, LARGEST, NO_FAULT, SHAPE
@@ -117,26 +130,43 @@ OUTER_KERNELS = Kernels(
 )
 
 
-def funcify(op, node, kernels):
-    """Compiled code that checks, and computes: function(o, array, array, index, index, scale)."""
-    number, inplace, one = OPS.index(op.signature.op), op.inplace, one_of(node)
-    # Raises, when a function is built and not when it is called, what Numba has no scalars of.
-    cpu_target.target_context.get_value_type(numba.typeof(one))
-    ready_check, check = kernels.check.ready, kernels.check.call
-    direct, by_block = kernels.direct[config.openmp], kernels.sorted[config.openmp]
-    ready_direct, call_direct = direct.ready, direct.call
-    ready_sorted, call_sorted = by_block.ready, by_block.call
-    goes_direct, plain = kernels.is_direct, kernels.plain
-    can_start = never_starts if inplace else kernels.can_start
+def views_of(node):
+    """Compiled code that views the arrays and the indices of a call."""
     first_bounds, second_bounds = bounds_of_indices(node)
-    threads = threads_allowed if config.openmp else one_thread
-    if config.openmp:
-        start_threads()
 
     @kernel
     def view_all(out, first, second, first_index, second_index):
         indices = view_index(first_index, first_bounds), view_index(second_index, second_bounds)
         return (view(out), view(first), view(second), *indices)
+
+    return view_all
+
+
+def checks_of(op, unit):
+    """Compiled code that raises what a unit finds wrong with the views of a call."""
+    number, ready_check, check = OPS.index(op.signature.op), unit.ready, unit.call
+
+    @kernel
+    def raise_what_is_wrong(views):
+        ready_check(0, 0)
+        fault = check(0, 0, views)
+        if fault[0] != NO_FAULT:
+            ready_fail(0, 0)
+            call_fail(0, 0, (number, fault))
+
+    return raise_what_is_wrong
+
+
+def funcify(op, node, kernels):
+    """Compiled code that checks, and computes: function(o, array, array, index, index, scale)."""
+    inplace, one = op.inplace, one_of(node)
+    view_all, raise_what_is_wrong = views_of(node), checks_of(op, kernels.check)
+    direct, by_block = kernels.direct[config.openmp], kernels.sorted[config.openmp]
+    ready_direct, call_direct = direct.ready, direct.call
+    ready_sorted, call_sorted = by_block.ready, by_block.call
+    goes_direct, plain = kernels.is_direct, kernels.plain
+    can_start = never_starts if inplace else kernels.can_start
+    threads = allowed_threads()
 
     @kernel
     def compute(out, first, second, first_index, second_index, scale, start):
@@ -157,11 +187,7 @@ def funcify(op, node, kernels):
 
     @kernel
     def checked(o, first, second, first_index, second_index, scale):
-        ready_check(0, 0)
-        fault = check(0, 0, view_all(o, first, second, first_index, second_index))
-        if fault[0] != NO_FAULT:
-            ready_fail(0, 0)
-            call_fail(0, 0, (number, fault))
+        raise_what_is_wrong(view_all(o, first, second, first_index, second_index))
         start = 0
         if inplace:
             out = destination(o)
@@ -175,6 +201,13 @@ def funcify(op, node, kernels):
         return out
 
     return checked
+
+
+def allowed_threads():
+    """Compiled code that tells how many threads a call may use."""
+    if config.openmp:
+        start_threads()
+    return threads_allowed if config.openmp else one_thread
 
 
 def bounds_of_indices(node):
@@ -198,8 +231,11 @@ def cache_key(node):
 
 
 def one_of(node):
-    """A one of the dtype of a node's result."""
-    return np.dtype(node.outputs[0].type.dtype).type(1)
+    """A one of the dtype in which a node computes."""
+    one = np.dtype(node.outputs[-1].type.dtype).type(1)
+    # Raises, when a function is built and not when it is called, what Numba has no scalars of.
+    cpu_target.target_context.get_value_type(numba.typeof(one))
+    return one
 
 
 @register_funcify_default_op_cache_key(SparseBlockGemv)
@@ -223,6 +259,42 @@ def numba_funcify_SparseBlockOuter(op, node, **kwargs):
         return checked(o, x, y, xIdx, yIdx, alpha.item())
 
     return sparse_block_outer, cache_key(node)
+
+
+@register_funcify_default_op_cache_key(SparseBlockGradient)
+def numba_funcify_SparseBlockGradient(op, node, **kwargs):
+    one, threads = one_of(node), allowed_threads()
+    view_all, raise_what_is_wrong = views_of(node), checks_of(op, CHECK_OUTER)
+    run = (RUN_GRADIENT, RUN_GRADIENT_PARALLEL)[config.openmp]
+    ready_plan, call_plan = PLAN_GRADIENT.ready, PLAN_GRADIENT.call
+    ready_run, call_run = run.ready, run.call
+
+    @kernel
+    def compute(W, x, y, xIdx, yIdx, alpha):
+        views = view_all(W, x, y, xIdx, yIdx)
+        record = np.empty(OUTER_WORDS, np.int64)
+        outer = address_of(record)
+        ready_plan(alpha, 0)
+        tables = call_plan(alpha, 0, (outer, *views, alpha, threads()))
+        count = outer_at(outer, 0, alpha).plan.groups
+        inputBlock, outputBlock = np.empty(count, np.int64), np.empty(count, np.int64)
+        values = np.zeros((count, x.shape[2], y.shape[2]), x.dtype)
+        to = address_of(inputBlock), address_of(outputBlock), view(values)
+        ready_run(alpha, 0)
+        call_run(alpha, 0, (outer, *to, alpha))
+        keep_alive(record)
+        keep_alive(tables)
+        return inputBlock, outputBlock, values
+
+    if one.dtype.name not in FAST:
+        compute = plain_gradient
+
+    @kernel
+    def sparse_block_gradient(W, x, y, xIdx, yIdx, alpha):
+        raise_what_is_wrong(view_all(W, x, y, xIdx, yIdx))
+        return compute(W, x, y, xIdx, yIdx, alpha.item())
+
+    return sparse_block_gradient, cache_key(node)
 
 
 @kernel

@@ -24,7 +24,7 @@ from pytensor.compile.compilelock import lock_ctx
 from pytensor.link.c.cmodule import GCC_compiler, get_lib_extension
 
 from blocksparse_ops.kernels.thresholds import PRODUCTS_OF_A_THREAD
-from blocksparse_ops.signature import GEMV, OUTER, Signature
+from blocksparse_ops.signature import GEMV, GRADIENT, OUTER, Signature
 
 # Each file after those that it includes.
 HEADERS = (
@@ -46,6 +46,7 @@ HEADERS = (
     "shared",
     "gemv",
     "outer",
+    "gradient",
     "numpy",
 )
 
@@ -55,19 +56,21 @@ SCALARS = {"float32": "npy_float32", "float64": "npy_float64"}
 DIRECT, SORTED = "direct", "sorted"
 KERNELS = {
     DIRECT: {"DirectGemv": GEMV, "DirectOuter": OUTER},
-    SORTED: {"Gemv": GEMV, "Outer": OUTER},
+    SORTED: {"Gemv": GEMV, "Outer": OUTER, "Gradient": GRADIENT},
 }
 
 COMPILE_ARGS = ("-std=c++17",)
 
 KERNEL = """
-bool call_{kernel}(PyArrayObject* const* inputs, PyArrayObject** output, bool inplace,
+bool call_{kernel}(PyArrayObject* const* inputs, PyArrayObject** outputs, bool inplace,
                    void* const* constants) {{
     static const blocksparse::SizePair equal_sizes[] = {{{equal_sizes}}};
-    return blocksparse::call<blocksparse::{kernel}<{scalar}>>(
-        "{op}", inputs, output, inplace,
-        reinterpret_cast<blocksparse::ConstantIndex* const*>(constants), equal_sizes, {count},
-        {{{products_of_a_thread}}});
+    static const blocksparse::Settings settings{{
+        "{op}", equal_sizes, {count}, {{{products_of_a_thread}}}}};
+    blocksparse::{kernel}<{scalar}> kernel;
+    return blocksparse::call(
+        kernel, inputs, outputs, inplace,
+        reinterpret_cast<blocksparse::ConstantIndex* const*>(constants), settings);
 }}
 """
 

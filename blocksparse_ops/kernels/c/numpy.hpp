@@ -6,6 +6,7 @@
 
 #include "check.hpp"
 #include "choose.hpp"
+#include "gradient.hpp"
 #include "threads.hpp"
 
 #include <new>
@@ -130,26 +131,47 @@ inline bool know(PyArrayObject* index, ConstantIndex& constant, Array& argument)
     return true;
 }
 
-// One call of an op. `constants` has a place for each index that is a constant. Returns false with
-// a Python error set, and nothing written, if it cannot be done.
+// What does not depend on a call's arguments.
+struct Settings {
+    const char* op;
+    const SizePair* equal_sizes;
+    int pair_count;
+    Thresholds thresholds;
+};
+
+// Prepares a kernel for a call. `constants` has a place for each index that is a constant. Returns
+// false with a Python error set if it cannot be done.
 template <class Kernel>
-bool call(const char* op, PyArrayObject* const* inputs, PyArrayObject** output, bool inplace,
-          ConstantIndex* const* constants, const SizePair* equal_sizes, int pair_count,
-          const Thresholds& thresholds) {
+bool prepare(Kernel& kernel, PyArrayObject* const* inputs, ConstantIndex* const* constants,
+             const Settings& settings) {
     Array arguments[Kernel::arguments];
     for (int a = 0; a < Kernel::arguments; ++a) arguments[a] = view(inputs[a]);
     for (int a : {input_index, output_index}) {
         ConstantIndex* constant = constants[a - input_index];
         if (constant && !know(inputs[a], *constant, arguments[a])) return false;
     }
-    Kernel kernel;
     Fault fault = without_gil([&] {
-        return kernel.prepare(arguments, equal_sizes, pair_count, thresholds, most_threads());
+        return kernel.prepare(arguments, settings.equal_sizes, settings.pair_count,
+                              settings.thresholds, most_threads());
     });
-    if (fault) {
-        raise_fault(op, fault);
-        return false;
-    }
+    if (fault) raise_fault(settings.op, fault);
+    return !fault;
+}
+
+template <class Kernel>
+void work(Kernel& kernel) {
+    without_gil([&] {
+        on_threads(kernel.threads(), [&](int thread) { kernel.work(thread); });
+        return Fault{};
+    });
+}
+
+// One call of an op. Returns false with a Python error set, and nothing written, if it cannot be
+// done.
+template <class Kernel>
+bool call(Kernel& kernel, PyArrayObject* const* inputs, PyArrayObject** output, bool inplace,
+          ConstantIndex* const* constants, const Settings& settings) {
+    if (!prepare(kernel, inputs, constants, settings)) return false;
     // What starts from the same value everywhere need not be written first and read again.
     bool starts = false;
     if constexpr (Kernel::can_start)
@@ -158,10 +180,32 @@ bool call(const char* op, PyArrayObject* const* inputs, PyArrayObject** output, 
     if constexpr (Kernel::can_start)
         if (starts && *output != inputs[0]) kernel.start_from(PyArray_BYTES(inputs[0]));
     kernel.place(view(*output));
-    without_gil([&] {
-        on_threads(kernel.threads(), [&](int thread) { kernel.work(thread); });
-        return Fault{};
-    });
+    work(kernel);
+    return true;
+}
+
+// The same of the op whose three outputs are the blocks in use, by both numbers, and their values.
+template <class T>
+bool call(Gradient<T>& kernel, PyArrayObject* const* inputs, PyArrayObject** outputs, bool,
+          ConstantIndex* const* constants, const Settings& settings) {
+    if (!prepare(kernel, inputs, constants, settings)) return false;
+    npy_intp shape[] = {kernel.blocks(), PyArray_DIM(inputs[1], 2), PyArray_DIM(inputs[2], 2)};
+    const auto allocate = [&](int ndim, int type) {
+        return reinterpret_cast<PyArrayObject*>(PyArray_ZEROS(ndim, shape, type, 0));
+    };
+    PyArrayObject* const results[] = {allocate(1, NPY_INT64), allocate(1, NPY_INT64),
+                                      allocate(3, PyArray_TYPE(inputs[1]))};
+    const bool are_there = results[0] && results[1] && results[2];
+    for (int k = 0; k < 3; ++k)
+        if (are_there)
+            Py_XSETREF(outputs[k], results[k]);
+        else
+            Py_XDECREF(results[k]);
+    if (!are_there) return false;
+    kernel.number_blocks(static_cast<i64*>(PyArray_DATA(results[0])),
+                         static_cast<i64*>(PyArray_DATA(results[1])));
+    kernel.place(view(results[2]));
+    work(kernel);
     return true;
 }
 

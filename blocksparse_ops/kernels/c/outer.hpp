@@ -63,12 +63,14 @@ class Outer {
         }
     }
 
+   protected:
+    Plan plan;
+
    private:
     static constexpr i64 size = sizeof(T);
 
     Array x, y, out;
     T alpha;
-    Plan plan;
     int workers;
     Buffer<Scratch<T>> scratch;
     Rows x_rows, y_rows;

@@ -76,15 +76,8 @@ def call(node: Apply, name: str, inputs: list[str], output: str, fail: str) -> s
     NotImplementedError
         If the kernels are not written for this dtype: PyTensor then runs `perform`.
     """
-    op, dtype = node.op, node.outputs[0].type.dtype
-    if dtype not in SCALARS:
-        raise NotImplementedError(f"the C kernels compute in {' and '.join(SCALARS)}, not {dtype}")
-    blocks = inputs[op.signature.blocks]
-    module = f'is_direct ? "{DIRECT}_{dtype}" : "{SORTED}_{dtype}"'
-    kept = [
-        f"&constants_{name}[{which}]" if is_constant else "nullptr"
-        for which, is_constant in enumerate(op.constant_indices(node))
-    ]
+    op, blocks = node.op, inputs[node.op.signature.blocks]
+    module = f'is_direct ? "{DIRECT}_{dtype_of(node)}" : "{SORTED}_{dtype_of(node)}"'
     return f"""
     {{
         const npy_intp rows = PyArray_DIM({blocks}, 2), columns = PyArray_DIM({blocks}, 3);
@@ -92,11 +85,51 @@ def call(node: Apply, name: str, inputs: list[str], output: str, fail: str) -> s
                                (rows < columns ? rows : columns) <= {DIRECT_THICKNESS};
         void*& loaded = is_direct ? {DIRECT}_{name} : {SORTED}_{name};
         if (!loaded) {load("loaded", module, op.signature.op, op.openmp, fail)}
-        PyArrayObject* const arguments[] = {{{", ".join(inputs)}}};
-        void* const constants[] = {{{", ".join(kept)}}};
-        const auto kernel = reinterpret_cast<{CALL}>(loaded);
-        if (!kernel(arguments, &{output}, {str(op.inplace).lower()}, constants)) {{
-            {fail}
-        }}
+        {call_loaded(node, name, inputs, f"&{output}", fail)}
+    }}
+    """
+
+
+def call_gradient(node: Apply, name: str, inputs: list[str], outputs: list[str], fail: str) -> str:
+    """C code that calls the kernel for the blocks in use and their values.
+
+    Raises
+    ------
+    NotImplementedError
+        As `call` does.
+    """
+    op, (inputBlock, outputBlock, values) = node.op, outputs
+    module = f'"{SORTED}_{dtype_of(node)}"'
+    return f"""
+    {{
+        void*& loaded = {SORTED}_{name};
+        if (!loaded) {load("loaded", module, op.signature.op, op.openmp, fail)}
+        PyArrayObject* results[] = {{{inputBlock}, {outputBlock}, {values}}};
+        {call_loaded(node, name, inputs, "results", fail)}
+        {inputBlock} = results[0], {outputBlock} = results[1], {values} = results[2];
+    }}
+    """
+
+
+def dtype_of(node: Apply) -> str:
+    """The dtype in which a node computes."""
+    dtype = node.outputs[-1].type.dtype
+    if dtype not in SCALARS:
+        raise NotImplementedError(f"the C kernels compute in {' and '.join(SCALARS)}, not {dtype}")
+    return dtype
+
+
+def call_loaded(node: Apply, name: str, inputs: list[str], outputs: str, fail: str) -> str:
+    """C code that calls the kernel at `loaded`; `outputs` is the address of the first one."""
+    kept = [
+        f"&constants_{name}[{which}]" if is_constant else "nullptr"
+        for which, is_constant in enumerate(node.op.constant_indices(node))
+    ]
+    return f"""
+    PyArrayObject* const arguments[] = {{{", ".join(inputs)}}};
+    void* const constants[] = {{{", ".join(kept)}}};
+    const auto kernel = reinterpret_cast<{CALL}>(loaded);
+    if (!kernel(arguments, {outputs}, {str(node.op.inplace).lower()}, constants)) {{
+        {fail}
     }}
     """

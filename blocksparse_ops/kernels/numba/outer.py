@@ -98,8 +98,13 @@ def take_outer(p, memory):
 
 
 @kernel
-def plan_outer(p):
-    """Plan, with all that threads need."""
+def plan_outer(p, x, y, xIdx, yIdx):
+    """Fill all tables, and have all units ready that threads need."""
+    one, other = p.plan.first, p.plan.second
+    one.blocks_of_rows = count_from_start(xIdx, one.blocks, one.blocks_of_rows)
+    other.blocks_of_rows = count_from_start(yIdx, other.blocks, other.blocks_of_rows)
+    locate_rows(x, p.x_rows)
+    locate_rows(y, p.y_rows)
     ready_make_plan(0, 0)
     call_make_plan(0, 0, (address_of_record(p.plan),))
     ready_work_outer(p, 0)
@@ -111,12 +116,7 @@ def run_outer(out, x, y, xIdx, yIdx, alpha, most_threads):
     p = new_outer(alpha)
     set_outer(p, out, x, y, alpha, most_threads)
     array = allocate_tables(p, take_outer)
-    one, other = p.plan.first, p.plan.second
-    one.blocks_of_rows = count_from_start(xIdx, out.shape[0], one.blocks_of_rows)
-    other.blocks_of_rows = count_from_start(yIdx, out.shape[1], other.blocks_of_rows)
-    locate_rows(x, p.x_rows)
-    locate_rows(y, p.y_rows)
-    plan_outer(p)
+    plan_outer(p, x, y, xIdx, yIdx)
     threads, outer = p.threads, address_of_record(p)
     if threads == 1:  # a prange would wake them all the same
         call_work_outer(alpha, 0, (outer, 0, alpha))

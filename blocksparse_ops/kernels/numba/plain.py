@@ -28,3 +28,25 @@ def plain_outer(out, x, y, xIdx, yIdx, alpha):
                     scaled = alpha * x[n, v, p]
                     for q in range(y.shape[2]):
                         block[p, q] += scaled * y[n, w, q]
+
+
+@kernel
+def plain_gradient(W, x, y, xIdx, yIdx, alpha):
+    """The blocks that an outer product on zeros adds to, and what it adds to each."""
+    window, oBlocks = x.shape[1] * y.shape[1], W.shape[1]
+    numbers = np.empty(x.shape[0] * window, np.int64)
+    for t in range(numbers.size):
+        n, v, w = t // window, t % window // y.shape[1], t % y.shape[1]
+        i, j = np.int64(xIdx[n, v]), np.int64(yIdx[n, w])
+        i, j = i + (i < 0) * W.shape[0], j + (j < 0) * oBlocks
+        numbers[t] = i * oBlocks + j
+    used = np.unique(numbers)
+    values = np.zeros((used.size, x.shape[2], y.shape[2]), x.dtype)
+    for t in range(numbers.size):
+        n, v, w = t // window, t % window // y.shape[1], t % y.shape[1]
+        block = values[np.searchsorted(used, numbers[t])]
+        for p in range(x.shape[2]):
+            scaled = alpha * x[n, v, p]
+            for q in range(y.shape[2]):
+                block[p, q] += scaled * y[n, w, q]
+    return used // max(oBlocks, 1), used % max(oBlocks, 1), values

@@ -1,0 +1,479 @@
+"""Optimizers, under PyMC's and Lasagne's names, whose steps touch the blocks in use alone.
+
+A parameter that the loss uses by `sparse_block_dot` or `sparse_block_take` alone has its state
+moved lazily: the values and the state of a block move when the block is in use, and of all others
+every bit stays. Any other parameter is updated densely, as by ``pymc.variational.updates``.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from functools import partial, wraps
+from inspect import signature
+from typing import Any, TypeAlias
+
+import numpy as np
+import pytensor
+from pytensor.compile.sharedvalue import SharedVariable
+from pytensor.gradient import grad
+from pytensor.tensor.basic import as_tensor_variable, cast
+from pytensor.tensor.math import maximum, sqr, sqrt
+from pytensor.tensor.variable import TensorVariable
+
+from blocksparse_ops.arguments import TensorLike
+from blocksparse_ops.gradient import BlockGradient, gradient_of_uses, uses_in
+
+__all__ = [
+    "adagrad",
+    "adam",
+    "adamw",
+    "clip_by_global_norm",
+    "get_or_compute_grads",
+    "momentum",
+    "nesterov_momentum",
+    "rmsprop",
+    "sgd",
+]
+
+Gradient: TypeAlias = TensorVariable | BlockGradient
+Updates: TypeAlias = "OrderedDict[SharedVariable, TensorVariable]"
+
+# From the values of a parameter, their gradient and states: what is added to the values, and the
+# new states.
+Rule: TypeAlias = Callable[..., tuple[TensorVariable, list[TensorVariable]]]
+
+
+def get_or_compute_grads(
+    loss_or_grads: TensorVariable | Sequence[Gradient], params: Sequence[SharedVariable]
+) -> list[Gradient]:
+    """The gradients of a loss in shared variables; a list of gradients as it is
+
+    A gradient is a `BlockGradient` where the loss uses the variable in block-sparse products alone,
+    and else what `pytensor.grad` returns.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is no shared variable, or there are more gradients than parameters, or less.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import pytensor
+    >>> from blocksparse_ops import sparse_block_take
+    >>> from blocksparse_ops.updates import get_or_compute_grads
+    >>> table, scale = pytensor.shared(np.ones((1000, 3))), pytensor.shared(2.0)
+    >>> loss = (scale * sparse_block_take(table, [7, 5, 7])).sum()
+    >>> of_table, of_scale = get_or_compute_grads(loss, [table, scale])
+    >>> of_table.outputBlock.eval()
+    array([5, 7])
+    >>> of_table.values.eval()[:, 0, 0]
+    array([2., 4.])
+    """
+    for param in params:
+        if not isinstance(param, SharedVariable):
+            raise ValueError(f"params: {param} is no shared variable, so it cannot be updated")
+    if isinstance(loss_or_grads, list | tuple):
+        if len(loss_or_grads) != len(params):
+            raise ValueError(f"{len(loss_or_grads)} gradients for {len(params)} params")
+        return list(loss_or_grads)
+    uses = {param: block_sparse_uses(loss_or_grads, param) for param in params}
+    products = [use.product for of_param in uses.values() for use in of_param]
+    dense = [param for param in params if not uses[param]]
+    of_all = iter(grad(loss_or_grads, [*products, *dense]))
+    found = {
+        param: gradient_of_uses(param, of_param, [next(of_all) for _ in of_param])
+        for param, of_param in uses.items()
+        if of_param
+    }
+    found.update(zip(dense, of_all, strict=True))
+    return [found[param] for param in params]
+
+
+def block_sparse_uses(loss: TensorVariable, param: SharedVariable) -> list:
+    """The products in which a loss uses a parameter, if it uses it in nothing else."""
+    if param.type.ndim not in (2, 4):
+        return []
+    try:
+        return list(uses_in(loss, param))
+    except ValueError:
+        return []
+
+
+def clip_by_global_norm(grads: Sequence[Gradient], max_norm: TensorLike) -> list[Gradient]:
+    """``g * max_norm / max(norm, max_norm)`` for all gradients, with ``norm`` that of all together
+
+    Parameters
+    ----------
+    grads : list
+        Gradients, as `get_or_compute_grads` returns them.
+    max_norm : ()
+        The largest norm that is left as it is.
+
+    Returns
+    -------
+    list
+        Gradients, each of the kind that it was.
+
+    Notes
+    -----
+    The norm is computed from the blocks in use. The name is that of Optax; in PyTorch it is
+    ``clip_grad_norm_``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import pytensor
+    >>> from blocksparse_ops.updates import clip_by_global_norm, get_or_compute_grads, sgd
+    >>> a = pytensor.shared(np.array([3.0, 4.0]))
+    >>> grads = get_or_compute_grads((a**2).sum() / 2, [a])
+    >>> step = pytensor.function([], updates=sgd(clip_by_global_norm(grads, 1), [a], 1.0))
+    >>> step()
+    []
+    >>> a.get_value()
+    array([2.4, 3.2])
+    """
+    norm = sqrt(sum(sqr(values_of(g)).sum() for g in grads))
+    scale = max_norm / maximum(norm, max_norm)
+    return [scaled_gradient(scale, g) for g in grads]
+
+
+def values_of(gradient: Gradient) -> TensorVariable:
+    return gradient.values if isinstance(gradient, BlockGradient) else gradient
+
+
+def scaled_gradient(scale: TensorVariable, gradient: Gradient) -> Gradient:
+    values = times(scale, values_of(gradient))
+    is_sparse = isinstance(gradient, BlockGradient)
+    return gradient._replace(values=values) if is_sparse else values
+
+
+def number(value: TensorLike) -> TensorVariable:
+    """A hyperparameter, which is computed with in double precision."""
+    return cast(as_tensor_variable(value), "float64")
+
+
+def times(scale: TensorVariable, x: TensorVariable) -> TensorVariable:
+    """A product of the dtype of `x`."""
+    return cast(scale, x.dtype) * x
+
+
+def optimizer(function: Callable[..., Updates]) -> Callable[..., Any]:
+    """An optimizer from a function of gradients; without arguments it is one yet to be called."""
+    of = signature(function)
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        options = of.bind(*args, **kwargs).arguments
+        loss_or_grads, params = options.pop("loss_or_grads", None), options.pop("params", None)
+        if loss_or_grads is None and params is None:
+            return partial(call, **options)
+        if loss_or_grads is None or params is None:
+            raise ValueError("Give both `loss_or_grads` and `params` to get updates, or neither")
+        return function(get_or_compute_grads(loss_or_grads, params), params, **options)
+
+    return call
+
+
+def updates_by(
+    rule: Rule, grads: Sequence[Gradient], params: Sequence[SharedVariable], *states: str
+) -> Updates:
+    """The updates by a rule, with a state of zeros of each parameter's shape for each name."""
+    updates: Updates = OrderedDict()
+    for position, (param, gradient) in enumerate(zip(params, grads, strict=True)):
+        kept = [zeros_of(param, f"{param.name or position}.{state}") for state in states]
+        if isinstance(gradient, BlockGradient):
+            old, g, read, write = gradient.of(param), gradient.values, gradient.of, gradient.put
+        else:
+            old, g, read, write = param, gradient, lambda x: x, lambda _, new: new
+        change, new_states = rule(old, g, *map(read, kept))
+        updates.update(
+            (state, write(state, new)) for state, new in zip(kept, new_states, strict=True)
+        )
+        updates[param] = write(param, old + change)
+    return updates
+
+
+def zeros_of(param: SharedVariable, name: str) -> SharedVariable:
+    value = param.get_value(borrow=True)
+    # As they come from the system: pages that are never in use are never touched.
+    zeros = np.zeros(value.shape, value.dtype)
+    return pytensor.shared(zeros, name=name, shape=param.type.shape, borrow=True)
+
+
+@optimizer
+def sgd(
+    loss_or_grads: Any = None, params: Any = None, learning_rate: TensorLike = 1e-3
+) -> Updates:
+    """``param := param - learning_rate * gradient``
+
+    Parameters
+    ----------
+    loss_or_grads : (), or list
+        A loss, or what `get_or_compute_grads` returns. Without it and `params` the optimizer is
+        returned, to be called with both.
+    params : list of shared variables
+        What is updated.
+    learning_rate : ()
+        The rate, a number or a variable.
+
+    Returns
+    -------
+    OrderedDict
+        The new value of each shared variable, for `pytensor.function`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import pytensor
+    >>> from blocksparse_ops import sparse_block_take
+    >>> from blocksparse_ops.updates import sgd
+    >>> table = pytensor.shared(np.zeros((1000, 1)))
+    >>> loss = sparse_block_take(table, [7, 5, 7]).sum()
+    >>> train = pytensor.function([], updates=sgd(loss, [table], learning_rate=0.1))
+    >>> train()
+    []
+    >>> table.get_value()[4:8, 0]
+    array([ 0. , -0.1,  0. , -0.2])
+    """
+    rate = number(learning_rate)
+    return updates_by(lambda _, g: (-times(rate, g), []), loss_or_grads, params)
+
+
+@optimizer
+def momentum(
+    loss_or_grads: Any = None,
+    params: Any = None,
+    learning_rate: TensorLike = 1e-3,
+    momentum: TensorLike = 0.9,
+) -> Updates:
+    """``velocity := momentum * velocity - learning_rate * gradient; param := param + velocity``
+
+    Parameters
+    ----------
+    loss_or_grads, params, learning_rate
+        As of `sgd`.
+    momentum : ()
+        How much of the velocity is kept.
+
+    Returns
+    -------
+    OrderedDict
+        As of `sgd`; the velocity of `W` is named ``W.momentum.velocity``.
+    """
+    rate, kept = number(learning_rate), number(momentum)
+
+    def rule(_: TensorVariable, g: TensorVariable, velocity: TensorVariable) -> tuple:
+        velocity = times(kept, velocity) - times(rate, g)
+        return velocity, [velocity]
+
+    return updates_by(rule, loss_or_grads, params, "momentum.velocity")
+
+
+@optimizer
+def nesterov_momentum(
+    loss_or_grads: Any = None,
+    params: Any = None,
+    learning_rate: TensorLike = 1e-3,
+    momentum: TensorLike = 0.9,
+) -> Updates:
+    """``param := param + momentum * velocity - learning_rate * gradient``
+
+    with ``velocity := momentum * velocity - learning_rate * gradient`` before it.
+
+    Parameters
+    ----------
+    loss_or_grads, params, learning_rate, momentum
+        As of `momentum`.
+
+    Returns
+    -------
+    OrderedDict
+        As of `sgd`; the velocity of `W` is named ``W.nesterov_momentum.velocity``.
+    """
+    rate, kept = number(learning_rate), number(momentum)
+
+    def rule(_: TensorVariable, g: TensorVariable, velocity: TensorVariable) -> tuple:
+        step = times(rate, g)
+        velocity = times(kept, velocity) - step
+        return times(kept, velocity) - step, [velocity]
+
+    return updates_by(rule, loss_or_grads, params, "nesterov_momentum.velocity")
+
+
+@optimizer
+def adagrad(
+    loss_or_grads: Any = None,
+    params: Any = None,
+    learning_rate: TensorLike = 1.0,
+    epsilon: TensorLike = 1e-6,
+) -> Updates:
+    """``param := param - learning_rate * gradient / sqrt(squares + epsilon)``
+
+    with ``squares := squares + gradient**2`` before it.
+
+    Parameters
+    ----------
+    loss_or_grads, params, learning_rate
+        As of `sgd`.
+    epsilon : ()
+        Against a division by zero.
+
+    Returns
+    -------
+    OrderedDict
+        As of `sgd`; the squares of `W` are named ``W.adagrad.squares``.
+
+    Notes
+    -----
+    Duchi, Hazan and Singer, "Adaptive subgradient methods", JMLR 12 (2011).
+    """
+    rate, epsilon = number(learning_rate), number(epsilon)
+
+    def rule(_: TensorVariable, g: TensorVariable, squares: TensorVariable) -> tuple:
+        squares = squares + sqr(g)
+        return -times(rate, g) / sqrt(squares + cast(epsilon, g.dtype)), [squares]
+
+    return updates_by(rule, loss_or_grads, params, "adagrad.squares")
+
+
+@optimizer
+def rmsprop(
+    loss_or_grads: Any = None,
+    params: Any = None,
+    learning_rate: TensorLike = 1.0,
+    rho: TensorLike = 0.9,
+    epsilon: TensorLike = 1e-6,
+) -> Updates:
+    """``param := param - learning_rate * gradient / sqrt(squares + epsilon)``
+
+    with ``squares := rho * squares + (1 - rho) * gradient**2`` before it.
+
+    Parameters
+    ----------
+    loss_or_grads, params, learning_rate, epsilon
+        As of `adagrad`.
+    rho : ()
+        How much of the squares is kept.
+
+    Returns
+    -------
+    OrderedDict
+        As of `sgd`; the squares of `W` are named ``W.rmsprop.squares``.
+
+    Notes
+    -----
+    Tieleman and Hinton, "Lecture 6.5: RMSProp", Coursera (2012).
+    """
+    rate, kept, epsilon = number(learning_rate), number(rho), number(epsilon)
+
+    def rule(_: TensorVariable, g: TensorVariable, squares: TensorVariable) -> tuple:
+        squares = times(kept, squares) + times(1 - kept, sqr(g))
+        return -times(rate, g) / sqrt(squares + cast(epsilon, g.dtype)), [squares]
+
+    return updates_by(rule, loss_or_grads, params, "rmsprop.squares")
+
+
+@optimizer
+def adam(
+    loss_or_grads: Any = None,
+    params: Any = None,
+    learning_rate: TensorLike = 0.001,
+    beta1: TensorLike = 0.9,
+    beta2: TensorLike = 0.999,
+    epsilon: TensorLike = 1e-8,
+) -> Updates:
+    """``param := param - rate * mean / (sqrt(squares) + epsilon)``
+
+    with ``mean := beta1 * mean + (1 - beta1) * gradient``, ``squares := beta2 * squares +
+    (1 - beta2) * gradient**2`` and, in step number t, ``rate = learning_rate *
+    sqrt(1 - beta2**t) / (1 - beta1**t)``.
+
+    Parameters
+    ----------
+    loss_or_grads, params, learning_rate
+        As of `sgd`.
+    beta1, beta2 : ()
+        How much of the mean, and of the squares, is kept.
+    epsilon : ()
+        Against a division by zero.
+
+    Returns
+    -------
+    OrderedDict
+        As of `sgd`; the state of `W` is named ``W.adam.mean`` and ``W.adam.squares``, and the
+        number of steps ``adam.steps``.
+
+    Notes
+    -----
+    Kingma and Ba, "Adam: a method for stochastic optimization" (2014); for block-sparse parameters
+    ``torch.optim.SparseAdam``: the steps are counted for all blocks together, so that a block which
+    is seldom in use takes larger steps than if its own were counted.
+    """
+    moments = Moments("adam", learning_rate, beta1, beta2, epsilon)
+    return moments.updates(lambda _, change: change, loss_or_grads, params)
+
+
+@optimizer
+def adamw(
+    loss_or_grads: Any = None,
+    params: Any = None,
+    learning_rate: TensorLike = 0.001,
+    beta1: TensorLike = 0.9,
+    beta2: TensorLike = 0.999,
+    epsilon: TensorLike = 1e-8,
+    weight_decay: TensorLike = 0.01,
+) -> Updates:
+    """``param := (1 - learning_rate * weight_decay) * param + change``, the change that of `adam`
+
+    Parameters
+    ----------
+    loss_or_grads, params, learning_rate, beta1, beta2, epsilon
+        As of `adam`.
+    weight_decay : ()
+        How fast values decay; of a block, in the steps in which it is in use.
+
+    Returns
+    -------
+    OrderedDict
+        As of `adam`, with ``adamw`` in the names.
+
+    Notes
+    -----
+    Loshchilov and Hutter, "Decoupled weight decay regularization" (2017).
+    """
+    moments = Moments("adamw", learning_rate, beta1, beta2, epsilon)
+    decay = moments.rate * number(weight_decay)
+    return moments.updates(lambda old, change: change - times(decay, old), loss_or_grads, params)
+
+
+class Moments:
+    """What `adam` and `adamw` share."""
+
+    def __init__(self, name: str, *numbers: TensorLike):
+        self.name, self.steps = name, pytensor.shared(np.int64(0), name=f"{name}.steps")
+        self.rate, self.beta1, self.beta2, self.epsilon = map(number, numbers)
+
+    def updates(
+        self,
+        finish: Callable[[TensorVariable, TensorVariable], TensorVariable],
+        grads: Sequence[Gradient],
+        params: Sequence[SharedVariable],
+    ) -> Updates:
+        """The updates; what is added to a parameter is made of its value and Adam's change."""
+        beta1, beta2, t = self.beta1, self.beta2, self.steps + 1
+        rate = self.rate * sqrt(1 - beta2**t) / (1 - beta1**t)
+
+        def rule(
+            old: TensorVariable, g: TensorVariable, mean: TensorVariable, squares: TensorVariable
+        ) -> tuple:
+            mean = times(beta1, mean) + times(1 - beta1, g)
+            squares = times(beta2, squares) + times(1 - beta2, sqr(g))
+            change = -times(rate, mean) / (sqrt(squares) + cast(self.epsilon, g.dtype))
+            return finish(old, change), [mean, squares]
+
+        states = f"{self.name}.mean", f"{self.name}.squares"
+        updates = updates_by(rule, grads, params, *states)
+        updates[self.steps] = t
+        return updates
