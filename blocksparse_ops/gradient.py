@@ -141,15 +141,15 @@ class BlockGradient(NamedTuple):
 
     def of(self, W: TensorVariable) -> TensorVariable:
         """``W[inputBlock, outputBlock]``: the blocks in use of what has the weights' shape."""
-        part = W[self._place(W)]
-        return part if W.type.ndim == 4 else part.dimshuffle(0, "x", 1)
+        return as_blocks(W)[self.inputBlock, self.outputBlock]
 
     def put(self, W: TensorVariable, values: TensorVariable) -> TensorVariable:
         """`W` with other values of the blocks in use, as `of` gives them.
 
         As the update of a shared variable it is in place.
         """
-        return set_subtensor(W[self._place(W)], values if W.type.ndim == 4 else values[:, 0])
+        result = set_subtensor(self.of(W), values)
+        return result if W.type.ndim == 4 else result.dimshuffle(1, 3)
 
     def dense(self, shape: TensorLike) -> TensorVariable:
         """The same as an array of the weights' `shape`, four sizes or a table's two."""
@@ -162,9 +162,10 @@ class BlockGradient(NamedTuple):
             )
         return self.put(zeros((sizes[axis] for axis in range(ndim)), self.values.dtype), self.values)
 
-    def _place(self, W: TensorVariable) -> tuple[TensorVariable, ...]:
-        blocks = self.inputBlock, self.outputBlock
-        return blocks if W.type.ndim == 4 else blocks[1:]
+
+def as_blocks(W: TensorVariable) -> TensorVariable:
+    """Weights as they are, a table as weights of one row of blocks, each a row of the table."""
+    return W if W.type.ndim == 4 else W.dimshuffle("x", 0, "x", 1)
 
 
 def block_gradient(cost: TensorVariable, W: TensorVariable) -> BlockGradient:
@@ -232,7 +233,7 @@ def gradient_of_uses(
     W: TensorVariable, uses: Sequence[Use], cotangents: Sequence[TensorVariable]
 ) -> BlockGradient:
     """The gradient in weights from those in the products that use them."""
-    weights = W if W.type.ndim == 4 else W[None, :, None, :]
+    weights = as_blocks(W)
     gradients = []
     for use, g in zip(uses, cotangents, strict=True):
         _, _, h, inputIdx, outputIdx = use.product.owner.inputs

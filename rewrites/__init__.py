@@ -54,4 +54,5 @@ from blocksparse_ops.rewrites import order as order
 from blocksparse_ops.rewrites import scan as scan
 from blocksparse_ops.rewrites import sizes as sizes
 from blocksparse_ops.rewrites import start as start
+from blocksparse_ops.rewrites import step as step
 from blocksparse_ops.rewrites import update as update

@@ -13,6 +13,7 @@ from numba.np.unsafe.ndarray import to_fixed_tuple
 from numpy.lib.stride_tricks import as_strided
 from pytensor.configdefaults import config
 from pytensor.link.numba.dispatch.basic import (
+    numba_funcify_and_cache_key,
     register_funcify_and_cache_key,
     register_funcify_default_op_cache_key,
 )
@@ -60,6 +61,7 @@ from blocksparse_ops.gradient import SparseBlockGradient
 from blocksparse_ops.ops import SparseBlockGemv, SparseBlockOuter
 from blocksparse_ops.part import NOT_WRITEABLE, SparseBlockOuterInPart
 from blocksparse_ops.signature import DOT, LARGEST, NO_FAULT, SHAPE
+from blocksparse_ops.update_blocks import WRONG_PLACE, WRONG_SIZE, UpdateBlocks
 from blocksparse_ops.zeros import BlockFull, BlockZeros, RepeatedZero
 
 # The types of scalar that the tiles are written for.
@@ -295,6 +297,59 @@ def numba_funcify_SparseBlockGradient(op, node, **kwargs):
         return compute(W, x, y, xIdx, yIdx, alpha.item())
 
     return sparse_block_gradient, cache_key(node)
+
+
+def update_blocks_source(op, node):
+    """Python code of a function that updates blocks; how many arrays it takes is up to the op."""
+    arrays = [f"x{k}" for k in range(len(node.inputs) - 2)]
+
+    def element(k):
+        if k < op.arrays:
+            return f"x{k}[i, j, p, q]"
+        repeats = node.inputs[2 + k].type.broadcastable
+        at = ("0" if one else axis for one, axis in zip(repeats, "bpq", strict=True))
+        return f"x{k}[{', '.join(at)}]"
+
+    def sizes(k):
+        axes = {2: "rows", 3: "columns"} if k < op.arrays else {0: "blocks", 1: "rows", 2: "columns"}
+        repeats = (False,) * 4 if k < op.arrays else node.inputs[2 + k].type.broadcastable
+        return [f"x{k}.shape[{axis}] != {size}" for axis, size in axes.items() if not repeats[axis]]
+
+    results = [f"r{k}" for k in range(len(op.writes))]
+    stores = [f"{element(x)} = {r}" for x, r in zip(op.writes, results, strict=True)]
+    copies = [] if op.inplace else [f"x{k} = x{k}.copy()" for k in op.writes]
+    there = [f"i < x{k}.shape[0] and j < x{k}.shape[1]" for k in range(op.arrays)]
+    newline = "\n                "
+    return f"""
+def update_blocks(inputBlock, outputBlock, {", ".join(arrays)}):
+    blocks, rows, columns = inputBlock.size, x0.shape[2], x0.shape[3]
+    if {" or ".join(check for k in range(len(arrays)) for check in sizes(k))}:
+        raise ValueError(WRONG_SIZE)
+    for b in range(blocks):
+        i, j = inputBlock[b], outputBlock[b]
+        if not (0 <= i and 0 <= j and {" and ".join(there)}):
+            raise IndexError(WRONG_PLACE)
+    {"; ".join(copies)}
+    for b in range(blocks):
+        i, j = inputBlock[b], outputBlock[b]
+        for p in range(rows):
+            for q in range(columns):
+                {", ".join(results)} = rule({", ".join(element(x) for x in op.reads)})
+                {newline.join(stores)}
+    return {", ".join(f"x{k}" for k in op.writes)}
+"""
+
+
+@register_funcify_and_cache_key(UpdateBlocks)
+def numba_funcify_UpdateBlocks(op, node, **kwargs):
+    rule, rule_key = numba_funcify_and_cache_key(op.rule, node=op.scalars(node), **kwargs)
+    source = update_blocks_source(op, node)
+    names = {"rule": rule, "WRONG_PLACE": WRONG_PLACE, "WRONG_SIZE": WRONG_SIZE}
+    exec(source, names)
+    key = None
+    if rule_key is not None:
+        key = sha256(repr((source, rule_key, version())).encode()).hexdigest()
+    return kernel(names["update_blocks"]), key
 
 
 @kernel

@@ -1,0 +1,114 @@
+"""A rule over the blocks in use, read and written once: the step of an optimizer."""
+
+import numpy as np
+from pytensor.compile import optdb
+from pytensor.graph.basic import Apply, Constant, Variable
+from pytensor.graph.fg import FunctionGraph
+from pytensor.graph.replace import clone_replace
+from pytensor.graph.rewriting.basic import (
+    copy_stack_trace,
+    dfs_rewriter,
+    node_rewriter,
+)
+from pytensor.scalar.basic import Composite, ScalarOp
+from pytensor.tensor.basic import constant
+from pytensor.tensor.elemwise import Elemwise
+from pytensor.tensor.subtensor import AdvancedIncSubtensor, AdvancedSubtensor
+from pytensor.tensor.variable import TensorConstant
+
+from blocksparse_ops.gradient import SparseBlockGradient
+from blocksparse_ops.rewrites.match import sole_client
+from blocksparse_ops.update_blocks import UpdateBlocks
+
+
+@node_rewriter([Elemwise])
+def local_update_blocks(fgraph: FunctionGraph, node: Apply) -> dict[Variable, Variable] | None:
+    """array[blocks in use].set(f(array[blocks in use], ...)) -> UpdateBlocks(f)(array, ...)"""
+    writes = [write_of(fgraph, out) for out in node.outputs]
+    blocks = blocks_of(writes[0]) if writes[0] is not None else None
+    if blocks is None or any(write is None or blocks_of(write) != blocks for write in writes):
+        return None
+    if any(x.type.ndim != 3 for x in node.inputs):
+        return None
+    arrays = [write.inputs[0] for write in writes]
+    if len(set(arrays)) < len(arrays):
+        return None
+    sources = []
+    for x in node.inputs:
+        read = x.owner
+        is_read = read is not None and isinstance(read.op, AdvancedSubtensor)
+        if is_read and blocks_of(read) == blocks:
+            x = read.inputs[0]
+            if x not in arrays:
+                arrays.append(x)
+        sources.append(x)
+    rule, constants = without_constants(node.op.scalar_op)
+    sources += constants
+    operands = [*arrays, *(x for x in dict.fromkeys(sources) if x not in arrays)]
+    op = UpdateBlocks(
+        rule,
+        [operands.index(x) for x in sources],
+        range(len(writes)),
+        len(arrays),
+    )
+    results = op(*blocks, *operands, return_list=True)
+    for write, result in zip(writes, results, strict=True):
+        copy_stack_trace([write.outputs[0], *node.outputs], result)
+    return {write.outputs[0]: result for write, result in zip(writes, results, strict=True)}
+
+
+def without_constants(rule: ScalarOp) -> tuple[ScalarOp, list[TensorConstant]]:
+    """A rule with its constants as further arguments, and these.
+
+    PyTensor writes those of single precision into C code as double ones.
+    """
+    if not isinstance(rule, Composite):
+        return rule, []
+    graph = rule.fgraph.unfreeze()
+    arguments = {
+        x: x.type() for x in graph.variables if isinstance(x, Constant) and x.dtype == "float32"
+    }
+    results = clone_replace(graph.outputs, arguments)
+    constants = [constant(np.full((1, 1, 1), x.data)) for x in arguments]
+    return Composite([*graph.inputs, *arguments.values()], results), constants
+
+
+def write_of(fgraph: FunctionGraph, variable: Variable) -> Apply | None:
+    """The node that alone uses a variable, if it writes that into blocks of an array."""
+    node = sole_client(fgraph, variable)
+    if node is None or not isinstance(node.op, AdvancedIncSubtensor):
+        return None
+    is_written = node.op.set_instead_of_inc and node.inputs[1] is variable
+    return node if is_written and not node.op.inplace else None
+
+
+def blocks_of(node: Apply) -> list[Variable] | None:
+    """The blocks in use that a node reads or writes, if it reads or writes such: each once."""
+    first = 2 if isinstance(node.op, AdvancedIncSubtensor) else 1
+    blocks, gradient = node.inputs[first:], node.inputs[-1].owner
+    if tuple(node.op.idx_list) != (0, 1) or node.inputs[0].type.ndim != 4 or gradient is None:
+        return None
+    is_in_use = isinstance(gradient.op, SparseBlockGradient) and blocks == gradient.outputs[:2]
+    return blocks if is_in_use else None
+
+
+@node_rewriter([UpdateBlocks], inplace=True)
+def local_inplace_update_blocks(fgraph: FunctionGraph, node: Apply) -> list[Variable] | None:
+    """UpdateBlocks(f)(array, ...) -> UpdateBlocks(f)(array, ...) that writes into array"""
+    if node.op.inplace:
+        return None
+    results = node.op.in_place()(*node.inputs, return_list=True)
+    copy_stack_trace(node.outputs, results)
+    return results
+
+
+# After 49, where elementwise ops become one, and before 100, where PyTensor reads blocks in it.
+for rewriter, position, tags in (
+    (local_update_blocks, 49.1, ()),
+    (local_inplace_update_blocks, 50.2, ("inplace",)),
+):
+    name = rewriter.__name__
+    if name not in optdb.__db__:
+        optdb.register(
+            name, dfs_rewriter(rewriter), "fast_run", "blocksparse", *tags, position=position
+        )
