@@ -19,8 +19,9 @@ except ModuleNotFoundError as error:
         name=error.name,
     ) from None
 
+from blocksparse_ops.block_gradient import block_gradient
 from blocksparse_ops.dot import sparse_block_dot
-from blocksparse_ops.gradient import BlockGradient, block_gradient
+from blocksparse_ops.gradient import BlockGradient
 from blocksparse_ops.ops import (
     SparseBlockGemv,
     SparseBlockOuter,

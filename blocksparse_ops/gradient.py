@@ -1,22 +1,20 @@
-"""The gradient in block-sparse weights as what it is: the blocks in use, and a value for each."""
+"""A gradient by the blocks in use: the op that makes it, sums of several, and its norm."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
-from pytensor import scalar as ps
-from pytensor.gradient import DisconnectedType, disconnected_type, grad
+from pytensor.gradient import DisconnectedType, disconnected_type
 from pytensor.graph.basic import Apply, Variable
 from pytensor.graph.fg import FunctionGraph
-from pytensor.graph.traversal import toposort
+from pytensor.graph.op import Op
 from pytensor.scalar import upcast
-from pytensor.tensor.basic import cast, join
-from pytensor.tensor.elemwise import DimShuffle, Elemwise
+from pytensor.tensor.basic import arange, join
 from pytensor.tensor.extra_ops import searchsorted, unique
-from pytensor.tensor.math import maximum
-from pytensor.tensor.shape import Shape_i, SpecifyShape
+from pytensor.tensor.math import sqr
+from pytensor.tensor.shape import Shape_i
 from pytensor.tensor.subtensor import set_subtensor
 from pytensor.tensor.type import tensor
 from pytensor.tensor.variable import TensorVariable
@@ -25,9 +23,9 @@ from blocksparse_ops import reference
 from blocksparse_ops.arguments import TensorLike, as_tensor
 from blocksparse_ops.base import SparseBlockOp
 from blocksparse_ops.kernels.c import source
-from blocksparse_ops.ops import SparseBlockGemv, sparse_block_outer
+from blocksparse_ops.ops import sparse_block_gemv, sparse_block_outer
 from blocksparse_ops.signature import GRADIENT
-from blocksparse_ops.zeros import zeros, zeros_like
+from blocksparse_ops.zeros import full, zeros, zeros_like
 
 
 class SparseBlockGradient(SparseBlockOp):
@@ -43,7 +41,7 @@ class SparseBlockGradient(SparseBlockOp):
     use,), twice, and values of shape (blocks in use, iSize, oSize).
     """
 
-    __props__ = ()
+    __props__: ClassVar[tuple[()]] = ()
     signature = GRADIENT
 
     def __init__(self) -> None:
@@ -109,8 +107,7 @@ class SparseBlockGradient(SparseBlockOp):
             for k, (name, tangent) in enumerate(
                 zip(self.signature.names[1:], tangents[1:], strict=True)
             )
-            if name not in self.signature.indexed
-            and not isinstance(tangent.type, DisconnectedType)
+            if name not in self.signature.indexed and not isinstance(tangent.type, DisconnectedType)
         ]
         values = sum(terms[1:], terms[0]) if terms else disconnected_type()
         return [disconnected_type(), disconnected_type(), values]
@@ -122,6 +119,34 @@ class SparseBlockGradient(SparseBlockOp):
 
 
 sparse_block_gradient = SparseBlockGradient()
+
+
+class SplitNumbers(Op):
+    """The two numbers, (i, j), of each block from one that all blocks are counted by
+
+    ``number // oBlocks, number % oBlocks``. Numbers are each another.
+    """
+
+    __props__ = ()
+
+    def make_node(self, numbers: TensorVariable, oBlocks: TensorVariable) -> Apply:
+        return Apply(self, [numbers, oBlocks], [numbers.type(), numbers.type()])
+
+    def perform(
+        self, node: Apply, inputs: Sequence[np.ndarray], output_storage: list[list]
+    ) -> None:
+        numbers, oBlocks = inputs
+        for storage, split in zip(output_storage, (np.floor_divide, np.mod), strict=True):
+            storage[0] = split(numbers, max(int(oBlocks), 1))
+
+    def infer_shape(self, *args: Any) -> list[tuple]:
+        return [args[-1][0]] * 2
+
+    def connection_pattern(self, node: Apply) -> list[list[bool]]:
+        return [[False, False], [False, False]]
+
+
+split_numbers = SplitNumbers()
 
 
 class BlockGradient(NamedTuple):
@@ -157,160 +182,17 @@ class BlockGradient(NamedTuple):
         ndim = sizes.type.shape[0] if sizes.type.ndim == 1 else None
         if ndim not in (2, 4):
             raise ValueError(
-                f"BlockGradient.dense: shape is {shape}; expected the four sizes of weights, "
+                f"BlockGradient.dense: shape is {shape!r}; expected the four sizes of weights, "
                 "(iBlocks, oBlocks, iSize, oSize), or the two of a table, (rows, columns)"
             )
-        return self.put(zeros((sizes[axis] for axis in range(ndim)), self.values.dtype), self.values)
+        return self.put(
+            zeros((sizes[axis] for axis in range(ndim)), self.values.dtype), self.values
+        )
 
 
 def as_blocks(W: TensorVariable) -> TensorVariable:
     """Weights as they are, a table as weights of one row of blocks, each a row of the table."""
     return W if W.type.ndim == 4 else W.dimshuffle("x", 0, "x", 1)
-
-
-def block_gradient(cost: TensorVariable, W: TensorVariable) -> BlockGradient:
-    """``pytensor.grad(cost, W)[inputBlock, outputBlock]`` for the blocks in use
-
-    Parameters
-    ----------
-    cost : ()
-        What is differentiated.
-    W : (iBlocks, oBlocks, iSize, oSize), or (rows, columns)
-        Weights of block-sparse products, or a table: that of `sparse_block_take`, or a bias. Any
-        number of products may use it, transposed as ``W.transpose(1, 0, 3, 2)``, too.
-
-    Returns
-    -------
-    BlockGradient
-        Which blocks are in use, and the gradient in each. They may be none.
-
-    Raises
-    ------
-    TypeError
-        If `W` has neither four nor two dimensions.
-    ValueError
-        If the cost does not depend on `W`, or uses it for anything but products: its gradient is
-        then dense, and `pytensor.grad` computes it.
-
-    Notes
-    -----
-    Each block that an index names is in use, be its gradient zero. The values are summed over all
-    uses, and are differentiable. PyTorch's ``Embedding(sparse=True)`` has such gradients for a
-    table. How many blocks are in use depends on the indices: JAX, PyTorch and MLX, which compile
-    for known shapes, refuse it.
-
-    Examples
-    --------
-    A step of a rule of one's own that touches the blocks in use alone:
-
-    >>> import numpy as np
-    >>> import pytensor
-    >>> from blocksparse_ops import block_gradient, sparse_block_dot
-    >>> W = pytensor.shared(np.ones((3, 2, 4, 5)))
-    >>> y = sparse_block_dot(W, np.ones((1, 1, 4)), [[2]], None, [[1]])
-    >>> gradient = block_gradient((y**2).sum(), W)
-    >>> step = np.sign(gradient.values.eval())
-    >>> train = pytensor.function([], updates={W: gradient.put(W, gradient.of(W) - 0.1 * step)})
-    >>> train()
-    []
-    >>> W.get_value()[:, :, 0, 0]
-    array([[1. , 1. ],
-           [1. , 1. ],
-           [1. , 0.9]])
-    """
-    if W.type.ndim not in (2, 4):
-        raise TypeError(
-            f"block_gradient: W has {W.type.ndim} dimensions; expected four, (iBlocks, oBlocks, "
-            "iSize, oSize), or the two of a table, (rows, columns)"
-        )
-    uses = list(uses_in(cost, W))
-    if not uses:
-        raise ValueError(f"block_gradient: the cost has no block-sparse product of {W}")
-    return gradient_of_uses(W, uses, grad(cost, [use.product for use in uses]))
-
-
-def gradient_of_uses(
-    W: TensorVariable, uses: Sequence[Use], cotangents: Sequence[TensorVariable]
-) -> BlockGradient:
-    """The gradient in weights from those in the products that use them."""
-    weights = as_blocks(W)
-    gradients = []
-    for use, g in zip(uses, cotangents, strict=True):
-        _, _, h, inputIdx, outputIdx = use.product.owner.inputs
-        sides = [(h, inputIdx), (g, outputIdx)]
-        (x, xIdx), (y, yIdx) = reversed(sides) if use.is_transposed else sides
-        gradients.append(BlockGradient(*sparse_block_gradient(weights, x, y, xIdx, yIdx)))
-    gradient = merged(gradients, weights.shape[1])
-    return gradient._replace(values=cast(gradient.values, W.dtype))
-
-
-class Use(NamedTuple):
-    """A product of the weights, and whether these are transposed there."""
-
-    product: TensorVariable
-    is_transposed: bool
-
-
-def uses_in(cost: TensorVariable, W: TensorVariable) -> Iterator[Use]:
-    """The products of the weights that a cost depends on.
-
-    Raises
-    ------
-    ValueError
-        If it depends on the weights by anything else.
-    """
-    views: dict[Variable, tuple] = {W: tuple(range(W.type.ndim))}  # to the order of their axes
-    straight = views[W] if W.type.ndim == 4 else ("x", 0, "x", 1)
-    transposed = tuple(straight[axis] for axis in (1, 0, 3, 2))
-    for node, position in steps_to(cost):
-        order = views.get(node.inputs[position])
-        if order is None:
-            continue
-        [out, *_] = node.outputs
-        if isinstance(node.op, DimShuffle):
-            views[out] = tuple(axis if axis == "x" else order[axis] for axis in node.op.new_order)
-        elif is_same_values(node):
-            views[out] = order
-        elif (
-            isinstance(node.op, SparseBlockGemv)
-            and position == node.op.signature.blocks
-            and order in (straight, transposed)
-        ):
-            yield Use(out, order == transposed)
-        else:
-            raise ValueError(
-                f"block_gradient: the cost uses {W} in {node.op}, not in block-sparse products "
-                "alone, so that its gradient is dense: use pytensor.grad. Of weights, products "
-                "may take W.transpose(1, 0, 3, 2), of stacked layers W[k] can be a W of its own"
-            )
-
-
-def is_same_values(node: Apply) -> bool:
-    """Whether a node casts its input, or tells its shape, and that is all."""
-    is_cast = isinstance(node.op, Elemwise) and isinstance(node.op.scalar_op, ps.Cast)
-    return is_cast or isinstance(node.op, SpecifyShape)
-
-
-def steps_to(cost: Variable) -> Iterator[tuple[Apply, int]]:
-    """What a cost depends on: each node, and the position of each input that matters."""
-    needed, steps = {cost}, []
-    for node in reversed(list(toposort([cost]))):
-        pattern = connection_pattern(node)
-        for position, x in enumerate(node.inputs):
-            if any(
-                is_connected and out in needed
-                for is_connected, out in zip(pattern[position], node.outputs, strict=True)
-            ):
-                needed.add(x)
-                steps.append((node, position))
-    return reversed(steps)
-
-
-def connection_pattern(node: Apply) -> list[list[bool]]:
-    """Which outputs depend on each input, as far as derivatives go."""
-    if hasattr(node.op, "connection_pattern"):
-        return node.op.connection_pattern(node)
-    return [[True] * len(node.outputs)] * len(node.inputs)
 
 
 def merged(gradients: Sequence[BlockGradient], oBlocks: TensorVariable) -> BlockGradient:
@@ -324,5 +206,15 @@ def merged(gradients: Sequence[BlockGradient], oBlocks: TensorVariable) -> Block
     for number, gradient in zip(numbers, gradients, strict=True):
         part = values[searchsorted(used, number)]
         values = set_subtensor(part, part + gradient.values)
-    blocks_of_row = maximum(oBlocks, 1)
-    return BlockGradient(used // blocks_of_row, used % blocks_of_row, values)
+    return BlockGradient(*split_numbers(used, oBlocks, return_list=True), values)
+
+
+def squared_norm(values: TensorVariable) -> TensorVariable:
+    """``(values**2).sum()`` of the values of blocks; of each block as a block-sparse product."""
+    if values.dtype not in ("float32", "float64"):
+        return sqr(values).sum()
+    blocks = values.shape[0]
+    rows = values.reshape((blocks, 1, -1), ndim=3)
+    number, first = arange(blocks)[:, None], full((blocks, 1), 0, "int64")
+    of_each = zeros((blocks, 1, 1), values.dtype)
+    return sparse_block_gemv(of_each, rows[..., None], rows, number, first).sum()

@@ -76,7 +76,7 @@ class UpdateBlocks(COp):
         inputBlock, outputBlock, *operands = inputs
         place = inputBlock, outputBlock
         if not all(
-            ((0 <= block) & (block < whole.shape[axis])).all()
+            ((block >= 0) & (block < whole.shape[axis])).all()
             for whole in operands[: self.arrays]
             for axis, block in enumerate(place)
         ):
@@ -261,7 +261,9 @@ class Operand:
 
     def fits(self, array: str) -> str:
         """Whether an array has the sizes that it must have."""
-        sizes = {2: "rows", 3: "columns"} if self.of_blocks else {0: "blocks", 1: "rows", 2: "columns"}
+        sizes = (
+            {2: "rows", 3: "columns"} if self.of_blocks else {0: "blocks", 1: "rows", 2: "columns"}
+        )
         checks = [
             f"PyArray_DIM({array}, {axis}) == {size}"
             for axis, size in sizes.items()

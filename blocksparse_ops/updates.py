@@ -22,7 +22,8 @@ from pytensor.tensor.math import maximum, sqr, sqrt
 from pytensor.tensor.variable import TensorVariable
 
 from blocksparse_ops.arguments import TensorLike
-from blocksparse_ops.gradient import BlockGradient, gradient_of_uses, uses_in
+from blocksparse_ops.block_gradient import gradient_of_uses, uses_in
+from blocksparse_ops.gradient import BlockGradient, squared_norm
 
 __all__ = [
     "adagrad",
@@ -71,9 +72,7 @@ def get_or_compute_grads(
     >>> of_table.values.eval()[:, 0, 0]
     array([2., 4.])
     """
-    for param in params:
-        if not isinstance(param, SharedVariable):
-            raise ValueError(f"params: {param} is no shared variable, so it cannot be updated")
+    require_shared(params)
     if isinstance(loss_or_grads, list | tuple):
         if len(loss_or_grads) != len(params):
             raise ValueError(f"{len(loss_or_grads)} gradients for {len(params)} params")
@@ -89,6 +88,22 @@ def get_or_compute_grads(
     }
     found.update(zip(dense, of_all, strict=True))
     return [found[param] for param in params]
+
+
+def require_shared(params: Sequence[SharedVariable]) -> None:
+    for param in params:
+        if not isinstance(param, SharedVariable):
+            raise ValueError(f"params: {param} is no shared variable, so it cannot be updated")
+
+
+def get_or_compute_dense_grads(
+    loss_or_grads: TensorVariable | Sequence[Gradient], params: Sequence[SharedVariable]
+) -> list[Gradient]:
+    """Gradients for a step that is linear in them: PyTensor's, which become outers in place."""
+    if isinstance(loss_or_grads, list | tuple):
+        return get_or_compute_grads(loss_or_grads, params)
+    require_shared(params)
+    return grad(loss_or_grads, list(params))
 
 
 def block_sparse_uses(loss: TensorVariable, param: SharedVariable) -> list:
@@ -134,19 +149,21 @@ def clip_by_global_norm(grads: Sequence[Gradient], max_norm: TensorLike) -> list
     >>> a.get_value()
     array([2.4, 3.2])
     """
-    norm = sqrt(sum(sqr(values_of(g)).sum() for g in grads))
+    norm = sqrt(sum(square_of(g) for g in grads))
     scale = max_norm / maximum(norm, max_norm)
     return [scaled_gradient(scale, g) for g in grads]
 
 
-def values_of(gradient: Gradient) -> TensorVariable:
-    return gradient.values if isinstance(gradient, BlockGradient) else gradient
+def square_of(gradient: Gradient) -> TensorVariable:
+    if isinstance(gradient, BlockGradient):
+        return squared_norm(gradient.values)
+    return sqr(gradient).sum()
 
 
 def scaled_gradient(scale: TensorVariable, gradient: Gradient) -> Gradient:
-    values = times(scale, values_of(gradient))
-    is_sparse = isinstance(gradient, BlockGradient)
-    return gradient._replace(values=values) if is_sparse else values
+    if isinstance(gradient, BlockGradient):
+        return gradient._replace(values=times(scale, gradient.values))
+    return times(scale, gradient)
 
 
 def number(value: TensorLike) -> TensorVariable:
@@ -159,19 +176,21 @@ def times(scale: TensorVariable, x: TensorVariable) -> TensorVariable:
     return cast(scale, x.dtype) * x
 
 
-def optimizer(function: Callable[..., Updates]) -> Callable[..., Any]:
+def optimizer(
+    function: Callable[..., Updates], gradients: Callable = get_or_compute_grads
+) -> Callable[..., Any]:
     """An optimizer from a function of gradients; without arguments it is one yet to be called."""
     of = signature(function)
 
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         options = of.bind(*args, **kwargs).arguments
-        loss_or_grads, params = options.pop("loss_or_grads", None), options.pop("params", None)
+        loss_or_grads, params = (options.pop("loss_or_grads", None), options.pop("params", None))
         if loss_or_grads is None and params is None:
             return partial(call, **options)
         if loss_or_grads is None or params is None:
             raise ValueError("Give both `loss_or_grads` and `params` to get updates, or neither")
-        return function(get_or_compute_grads(loss_or_grads, params), params, **options)
+        return function(gradients(loss_or_grads, params), params, **options)
 
     return call
 
@@ -184,14 +203,14 @@ def updates_by(
     for position, (param, gradient) in enumerate(zip(params, grads, strict=True)):
         kept = [zeros_of(param, f"{param.name or position}.{state}") for state in states]
         if isinstance(gradient, BlockGradient):
-            old, g, read, write = gradient.of(param), gradient.values, gradient.of, gradient.put
+            of, put = gradient.of, gradient.put
+            change, new = rule(of(param), gradient.values, *map(of, kept))
+            new = [put(state, values) for state, values in zip(kept, new, strict=True)]
+            updates[param] = put(param, of(param) + change)
         else:
-            old, g, read, write = param, gradient, lambda x: x, lambda _, new: new
-        change, new_states = rule(old, g, *map(read, kept))
-        updates.update(
-            (state, write(state, new)) for state, new in zip(kept, new_states, strict=True)
-        )
-        updates[param] = write(param, old + change)
+            change, new = rule(param, gradient, *kept)
+            updates[param] = param + change
+        updates.update(zip(kept, new, strict=True))
     return updates
 
 
@@ -202,10 +221,8 @@ def zeros_of(param: SharedVariable, name: str) -> SharedVariable:
     return pytensor.shared(zeros, name=name, shape=param.type.shape, borrow=True)
 
 
-@optimizer
-def sgd(
-    loss_or_grads: Any = None, params: Any = None, learning_rate: TensorLike = 1e-3
-) -> Updates:
+@partial(optimizer, gradients=get_or_compute_dense_grads)
+def sgd(loss_or_grads: Any = None, params: Any = None, learning_rate: TensorLike = 1e-3) -> Updates:
     """``param := param - learning_rate * gradient``
 
     Parameters

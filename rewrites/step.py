@@ -1,22 +1,20 @@
 """A rule over the blocks in use, read and written once: the step of an optimizer."""
 
+from collections.abc import Iterator
+
 import numpy as np
 from pytensor.compile import optdb
 from pytensor.graph.basic import Apply, Constant, Variable
 from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.replace import clone_replace
-from pytensor.graph.rewriting.basic import (
-    copy_stack_trace,
-    dfs_rewriter,
-    node_rewriter,
-)
+from pytensor.graph.rewriting.basic import copy_stack_trace, dfs_rewriter, node_rewriter
 from pytensor.scalar.basic import Composite, ScalarOp
 from pytensor.tensor.basic import constant
 from pytensor.tensor.elemwise import Elemwise
 from pytensor.tensor.subtensor import AdvancedIncSubtensor, AdvancedSubtensor
 from pytensor.tensor.variable import TensorConstant
 
-from blocksparse_ops.gradient import SparseBlockGradient
+from blocksparse_ops.gradient import SparseBlockGradient, SplitNumbers
 from blocksparse_ops.rewrites.match import sole_client
 from blocksparse_ops.update_blocks import UpdateBlocks
 
@@ -24,9 +22,9 @@ from blocksparse_ops.update_blocks import UpdateBlocks
 @node_rewriter([Elemwise])
 def local_update_blocks(fgraph: FunctionGraph, node: Apply) -> dict[Variable, Variable] | None:
     """array[blocks in use].set(f(array[blocks in use], ...)) -> UpdateBlocks(f)(array, ...)"""
-    writes = [write_of(fgraph, out) for out in node.outputs]
-    blocks = blocks_of(writes[0]) if writes[0] is not None else None
-    if blocks is None or any(write is None or blocks_of(write) != blocks for write in writes):
+    writes = [write for out in node.outputs for write in writes_of(fgraph, out)]
+    blocks = blocks_of(writes[0]) if len(writes) == len(node.outputs) else None
+    if blocks is None or any(blocks_of(write) != blocks for write in writes):
         return None
     if any(x.type.ndim != 3 for x in node.inputs):
         return None
@@ -45,12 +43,7 @@ def local_update_blocks(fgraph: FunctionGraph, node: Apply) -> dict[Variable, Va
     rule, constants = without_constants(node.op.scalar_op)
     sources += constants
     operands = [*arrays, *(x for x in dict.fromkeys(sources) if x not in arrays)]
-    op = UpdateBlocks(
-        rule,
-        [operands.index(x) for x in sources],
-        range(len(writes)),
-        len(arrays),
-    )
+    op = UpdateBlocks(rule, [operands.index(x) for x in sources], range(len(writes)), len(arrays))
     results = op(*blocks, *operands, return_list=True)
     for write, result in zip(writes, results, strict=True):
         copy_stack_trace([write.outputs[0], *node.outputs], result)
@@ -73,13 +66,12 @@ def without_constants(rule: ScalarOp) -> tuple[ScalarOp, list[TensorConstant]]:
     return Composite([*graph.inputs, *arguments.values()], results), constants
 
 
-def write_of(fgraph: FunctionGraph, variable: Variable) -> Apply | None:
+def writes_of(fgraph: FunctionGraph, variable: Variable) -> Iterator[Apply]:
     """The node that alone uses a variable, if it writes that into blocks of an array."""
     node = sole_client(fgraph, variable)
-    if node is None or not isinstance(node.op, AdvancedIncSubtensor):
-        return None
-    is_written = node.op.set_instead_of_inc and node.inputs[1] is variable
-    return node if is_written and not node.op.inplace else None
+    is_write = node is not None and isinstance(node.op, AdvancedIncSubtensor)
+    if is_write and node.op.set_instead_of_inc and node.inputs[1] is variable:
+        yield node
 
 
 def blocks_of(node: Apply) -> list[Variable] | None:
@@ -88,8 +80,8 @@ def blocks_of(node: Apply) -> list[Variable] | None:
     blocks, gradient = node.inputs[first:], node.inputs[-1].owner
     if tuple(node.op.idx_list) != (0, 1) or node.inputs[0].type.ndim != 4 or gradient is None:
         return None
-    is_in_use = isinstance(gradient.op, SparseBlockGradient) and blocks == gradient.outputs[:2]
-    return blocks if is_in_use else None
+    are_different = isinstance(gradient.op, SparseBlockGradient | SplitNumbers)
+    return blocks if are_different and blocks == gradient.outputs[:2] else None
 
 
 @node_rewriter([UpdateBlocks], inplace=True)

@@ -13,13 +13,14 @@ from pytensor.tensor.subtensor import Subtensor
 
 from blocksparse_ops import SparseBlockOuter, sparse_block_dot
 from blocksparse_ops.part import SparseBlockOuterInPart
+from blocksparse_ops.zeros import RepeatedZero
 
 BLOCKS, ROWS, COLUMNS = 5, 4, 3
 W_SHAPE = (BLOCKS, BLOCKS, ROWS, COLUMNS)
 BATCH, WINDOW = 6, 2
 
 OUTERS = (SparseBlockOuter, SparseBlockOuterInPart)
-VIEWS = (DimShuffle, Reshape, SpecifyShape, Subtensor)
+VIEWS = (DimShuffle, RepeatedZero, Reshape, SpecifyShape, Subtensor)
 ZERO = np.float32(0)
 
 
@@ -31,7 +32,7 @@ class Layer:
         self.array = pytensor.shared(self.rng.normal(size=shape).astype("float32"), "array")
         self.h = pt.tensor3("h", dtype="float32")
         self.i, self.j = pt.lmatrices("i", "j")
-        self.lr, self.lr64 = pt.scalar("lr", dtype="float32"), pt.scalar("lr64", dtype="float64")
+        self.lr, self.lr64 = (pt.scalar("lr", dtype="float32"), pt.scalar("lr64", dtype="float64"))
         self.k = pt.lscalar("k")
         self.inputs = [self.h, self.i, self.j, self.lr, self.lr64, self.k]
 
@@ -156,9 +157,7 @@ STEPS = {
     "switch of two steps": (
         W_SHAPE,
         lambda s: pt.switch(
-            s.k < 1,
-            s.array - s.lr * plain(s),
-            s.array - pt.grad(s.other_loss(s.array), s.array),
+            s.k < 1, s.array - s.lr * plain(s), s.array - pt.grad(s.other_loss(s.array), s.array)
         ),
         2,
     ),

@@ -11,8 +11,14 @@ from pytensor.link.jax.dispatch import jax_funcify
 from pytensor.tensor.elemwise import DimShuffle
 
 from blocksparse_ops.bias import CheckedColumns
+from blocksparse_ops.gradient import SparseBlockGradient
 from blocksparse_ops.kernels.jax import gemv, outer
-from blocksparse_ops.link.traced import funcify_CheckedColumns, scaled, with_sizes_checked
+from blocksparse_ops.link.traced import (
+    funcify_CheckedColumns,
+    refuse_gradient,
+    scaled,
+    with_sizes_checked,
+)
 from blocksparse_ops.ops import SparseBlockGemv, SparseBlockOuter
 from blocksparse_ops.zeros import SizeOf
 
@@ -59,6 +65,7 @@ def jax_funcify_SparseBlockOuter(op: SparseBlockOuter, node: Apply, **kwargs: An
 
 
 jax_funcify.register(CheckedColumns, funcify_CheckedColumns)
+jax_funcify.register(SparseBlockGradient, refuse_gradient)
 
 
 @jax_funcify.register(SizeOf)

@@ -8,8 +8,14 @@ from pytensor.graph.basic import Apply
 from pytensor.link.mlx.dispatch import mlx_funcify
 
 from blocksparse_ops.bias import CheckedColumns
+from blocksparse_ops.gradient import SparseBlockGradient
 from blocksparse_ops.kernels.mlx import gemv, outer
-from blocksparse_ops.link.traced import funcify_CheckedColumns, scaled, with_sizes_checked
+from blocksparse_ops.link.traced import (
+    funcify_CheckedColumns,
+    refuse_gradient,
+    scaled,
+    with_sizes_checked,
+)
 from blocksparse_ops.ops import SparseBlockGemv, SparseBlockOuter
 
 
@@ -31,3 +37,4 @@ def mlx_funcify_SparseBlockOuter(op: SparseBlockOuter, node: Apply, **kwargs: An
 
 
 mlx_funcify.register(CheckedColumns, funcify_CheckedColumns)
+mlx_funcify.register(SparseBlockGradient, refuse_gradient)

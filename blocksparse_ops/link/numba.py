@@ -20,6 +20,7 @@ from pytensor.link.numba.dispatch.basic import (
 from pytensor.link.numba.dispatch.tensor_basic import numba_funcify_Alloc
 
 from blocksparse_ops.bias import BLOCKS, COLUMNS, CheckedColumns
+from blocksparse_ops.gradient import SparseBlockGradient, SplitNumbers
 from blocksparse_ops.kernels.numba import version
 from blocksparse_ops.kernels.numba.arrays import (
     address_of,
@@ -45,19 +46,9 @@ from blocksparse_ops.kernels.numba.gradient import (
     RUN_GRADIENT,
     RUN_GRADIENT_PARALLEL,
 )
-from blocksparse_ops.kernels.numba.outer import (
-    CHECK_OUTER,
-    RUN_OUTER,
-    RUN_OUTER_PARALLEL,
-    outer_at,
-)
+from blocksparse_ops.kernels.numba.outer import CHECK_OUTER, RUN_OUTER, RUN_OUTER_PARALLEL, outer_at
 from blocksparse_ops.kernels.numba.plain import plain_gemv, plain_gradient, plain_outer
-from blocksparse_ops.kernels.numba.threads import (
-    one_thread,
-    start_threads,
-    threads_allowed,
-)
-from blocksparse_ops.gradient import SparseBlockGradient
+from blocksparse_ops.kernels.numba.threads import one_thread, start_threads, threads_allowed
 from blocksparse_ops.ops import SparseBlockGemv, SparseBlockOuter
 from blocksparse_ops.part import NOT_WRITEABLE, SparseBlockOuterInPart
 from blocksparse_ops.signature import DOT, LARGEST, NO_FAULT, SHAPE
@@ -299,6 +290,16 @@ def numba_funcify_SparseBlockGradient(op, node, **kwargs):
     return sparse_block_gradient, cache_key(node)
 
 
+@register_funcify_default_op_cache_key(SplitNumbers)
+def numba_funcify_SplitNumbers(op, **kwargs):
+    @kernel
+    def split_numbers(numbers, oBlocks):
+        blocks_of_row = max(oBlocks.item(), 1)
+        return numbers // blocks_of_row, numbers % blocks_of_row
+
+    return split_numbers, version()
+
+
 def update_blocks_source(op, node):
     """Python code of a function that updates blocks; how many arrays it takes is up to the op."""
     arrays = [f"x{k}" for k in range(len(node.inputs) - 2)]
@@ -311,7 +312,9 @@ def update_blocks_source(op, node):
         return f"x{k}[{', '.join(at)}]"
 
     def sizes(k):
-        axes = {2: "rows", 3: "columns"} if k < op.arrays else {0: "blocks", 1: "rows", 2: "columns"}
+        axes = (
+            {2: "rows", 3: "columns"} if k < op.arrays else {0: "blocks", 1: "rows", 2: "columns"}
+        )
         repeats = (False,) * 4 if k < op.arrays else node.inputs[2 + k].type.broadcastable
         return [f"x{k}.shape[{axis}] != {size}" for axis, size in axes.items() if not repeats[axis]]
 

@@ -11,9 +11,15 @@ from torch import Tensor
 
 from blocksparse_ops.base import SparseBlockOp
 from blocksparse_ops.bias import CheckedColumns
+from blocksparse_ops.gradient import SparseBlockGradient
 from blocksparse_ops.kernels.mapped import Axes
 from blocksparse_ops.kernels.pytorch import LIBRARY, gemv, operator, outer
-from blocksparse_ops.link.traced import funcify_CheckedColumns, scaled, with_sizes_checked
+from blocksparse_ops.link.traced import (
+    funcify_CheckedColumns,
+    refuse_gradient,
+    scaled,
+    with_sizes_checked,
+)
 from blocksparse_ops.ops import SparseBlockGemv, SparseBlockOuter
 from blocksparse_ops.signature import SIGNATURES, check_range
 from blocksparse_ops.zeros import BlockFull, BlockZeros
@@ -116,3 +122,4 @@ def pytorch_funcify_allocation(op: Alloc, node: Apply, **kwargs: Any) -> Callabl
 
 
 pytorch_funcify.register(CheckedColumns, funcify_CheckedColumns)
+pytorch_funcify.register(SparseBlockGradient, refuse_gradient)

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import Any, NoReturn
 
 from pytensor.graph.basic import Apply, Constant
 
 from blocksparse_ops.arguments import check_constants
 from blocksparse_ops.base import SparseBlockOp
 from blocksparse_ops.bias import CheckedColumns, checked_columns
+from blocksparse_ops.gradient import SparseBlockGradient
 
 
 def with_sizes_checked(op: SparseBlockOp, node: Apply, function: Callable) -> Callable:
@@ -48,3 +49,11 @@ def scaled(library: Any, node: Apply) -> Callable[[Any, Any, Any], tuple[Any, An
 
 def funcify_CheckedColumns(op: CheckedColumns, **kwargs: Any) -> Callable:
     return lambda W, b: checked_columns(W.shape, b.shape)
+
+
+def refuse_gradient(op: SparseBlockGradient, **kwargs: Any) -> NoReturn:
+    raise NotImplementedError(
+        "block_gradient: how many blocks are in use depends on the indices, and this backend "
+        "compiles for known sizes. Compile in mode NUMBA or CVM; or use the dense gradient, "
+        "pytensor.grad(loss, params), which blocksparse_ops.updates take in place of the loss"
+    )
