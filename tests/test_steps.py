@@ -5,22 +5,15 @@ import pytensor
 import pytensor.tensor as pt
 import pytest
 from cases import MODES, in_python, needs_compiler
-from pytensor.compile.mode import Mode, get_mode
-from pytensor.link.vm import VMLinker
-from pytensor.tensor.elemwise import DimShuffle
-from pytensor.tensor.shape import Reshape, SpecifyShape
-from pytensor.tensor.subtensor import Subtensor
+from pytensor.compile.mode import Mode
+from watch import OUTERS, Watch
 
-from blocksparse_ops import SparseBlockOuter, sparse_block_dot
-from blocksparse_ops.part import SparseBlockOuterInPart
-from blocksparse_ops.zeros import RepeatedZero
+from blocksparse_ops import sparse_block_dot
 
 BLOCKS, ROWS, COLUMNS = 5, 4, 3
 W_SHAPE = (BLOCKS, BLOCKS, ROWS, COLUMNS)
 BATCH, WINDOW = 6, 2
 
-OUTERS = (SparseBlockOuter, SparseBlockOuterInPart)
-VIEWS = (DimShuffle, RepeatedZero, Reshape, SpecifyShape, Subtensor)
 ZERO = np.float32(0)
 
 
@@ -63,26 +56,6 @@ class Layer:
         """The new value, without our rewrites."""
         mode = Mode("py", "fast_run").excluding("blocksparse")
         return self.compile(new, mode, as_output=True)(*values)
-
-
-class Watch:
-    """Runs a mode's graphs in Python, and keeps the nodes that make so many elements."""
-
-    def __init__(self, mode, size):
-        self.size = size
-        self.nodes = []
-        linker = VMLinker(use_cloop=False, c_thunks=False, callback=self.look)
-        self.mode = Mode(linker, get_mode(mode).optimizer)
-
-    def look(self, node, thunk, storage_map, compute_map):
-        values = [storage_map[output][0] for output in node.outputs]
-        if not isinstance(node.op, VIEWS) and any(np.size(x) >= self.size for x in values):
-            self.nodes.append(node)
-
-    def assert_outers(self, count):
-        assert [type(node.op) in OUTERS and node.op.destroy_map for node in self.nodes] == [
-            {0: [0]}
-        ] * count
 
 
 def plain(s):

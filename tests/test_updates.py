@@ -1,0 +1,332 @@
+"""Optimizers: each against a loop over the blocks in use, in place, and against its namesakes."""
+
+from importlib.util import find_spec
+
+import numpy as np
+import pytensor
+import pytensor.tensor as pt
+import pytest
+from cases import MODES, in_python, needs_compiler
+from watch import Watch
+
+from blocksparse_ops import BlockGradient, sparse_block_dot, sparse_block_take, updates
+from blocksparse_ops.update_blocks import UpdateBlocks
+
+OPTIMIZERS = {
+    "sgd": {},
+    "momentum": {"momentum": 0.8},
+    "nesterov_momentum": {"momentum": 0.8},
+    "adagrad": {"epsilon": 1e-3},
+    "rmsprop": {"rho": 0.8, "epsilon": 1e-3},
+    "adam": {"beta1": 0.8, "beta2": 0.9, "epsilon": 1e-4},
+    "adamw": {"weight_decay": 0.1},
+}
+STATES = {"sgd": 0, "adam": 2, "adamw": 2}  # of others one
+RATE = 0.05
+COMPILED = [pytest.param("CVM", marks=needs_compiler), "NUMBA"]
+
+
+def rule(name, t, W, g, states, momentum=0.9, epsilon=None, rho=0.9, **betas):
+    """Step number t of an array, and of its states, which change in place."""
+    if name == "sgd":
+        return W - RATE * g
+    if name in ("momentum", "nesterov_momentum"):
+        [v] = states
+        v[...] = momentum * v - RATE * g
+        return W + v if name == "momentum" else W + momentum * v - RATE * g
+    if name in ("adagrad", "rmsprop"):
+        [s] = states
+        s[...] = s + g**2 if name == "adagrad" else rho * s + (1 - rho) * g**2
+        return W - RATE * g / np.sqrt(s + epsilon)
+    beta1, beta2 = betas.get("beta1", 0.9), betas.get("beta2", 0.999)
+    m, s = states
+    m[...] = beta1 * m + (1 - beta1) * g
+    s[...] = beta2 * s + (1 - beta2) * g**2
+    decayed = W * (1 - RATE * betas.get("weight_decay", 0))
+    root = np.sqrt(s / (1 - beta2**t)) + (epsilon or 1e-8) / np.sqrt(1 - beta2**t)
+    return decayed - RATE * m / (1 - beta1**t) / root
+
+
+class Model:
+    """Weights and a table, of which five steps use some blocks, some of them several times."""
+
+    batch, window = 3, 2
+
+    def __init__(self, dtype="float64", blocks=6):
+        self.rng, self.dtype, self.blocks = np.random.default_rng(0), dtype, blocks
+        self.W = pytensor.shared(self.values(blocks, 5, 4, 3), "W")
+        self.table = pytensor.shared(self.values(blocks, 4), "table")
+        self.scale = pytensor.shared(self.values(3), "scale")
+        self.params = [self.W, self.table, self.scale]
+        self.i, self.j = pt.lmatrices("i", "j")
+        h = sparse_block_take(self.table, self.i)
+        y = sparse_block_dot(self.W, h, self.i, None, self.j)
+        self.loss = ((y * self.scale - 1) ** 2).mean()
+
+    def values(self, *shape):
+        return self.rng.normal(size=shape).astype(self.dtype)
+
+    def indices(self):
+        """Of less blocks than there are; negative ones and repeats among them."""
+        i = self.rng.integers(-self.blocks, -2, (self.batch, self.window))
+        return i, self.rng.integers(0, 3, (self.batch, self.window))
+
+    def compile(self, new, mode, outputs=None):
+        return pytensor.function([self.i, self.j], outputs, updates=new, mode=mode)
+
+
+def nodes_of(function):
+    return function.maker.fgraph.apply_nodes
+
+
+def tolerance(dtype):
+    return {"rtol": 2e-4, "atol": 2e-5} if dtype == "float32" else {"rtol": 1e-10, "atol": 1e-12}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_five_steps(name, mode, dtype):
+    """As in NumPy, over the blocks in use; of all others every bit stays, in all states, too."""
+    model, options = Model(dtype), OPTIMIZERS[name]
+    new = getattr(updates, name)(model.loss, model.params, RATE, **options)
+    states, each = [x for x in new if x not in model.params and x.ndim], STATES.get(name, 1)
+    assert len(states) == 3 * each
+    train = model.compile(new, mode)
+    gradients = pytensor.function(
+        [model.i, model.j], pytensor.grad(model.loss, model.params), mode=in_python("FAST_COMPILE")
+    )
+    expected = {x: x.get_value() for x in (*model.params, *states)}
+    for t in range(1, 6):
+        i, j = model.indices()
+        named = np.zeros((model.blocks, 5), bool)
+        for row, columns in zip(i, j, strict=True):
+            named[np.ix_(row, columns)] = True
+        in_use = {model.W: named, model.table: named.any(1), model.scale: np.ones(3, bool)}
+        for position, (x, g) in enumerate(zip(model.params, gradients(i, j), strict=True)):
+            at, of = (
+                in_use[x],
+                states[position * len(states) // 3 : (position + 1) * len(states) // 3],
+            )
+            parts = [expected[state][at] for state in of]
+            expected[x][at] = rule(name, t, expected[x][at], g[at], parts, **options)
+            for state, part in zip(of, parts, strict=True):
+                expected[state][at] = part
+        before = {x: x.get_value() for x in expected}
+        train(i, j)
+        for x, value in expected.items():
+            np.testing.assert_allclose(x.get_value(), value, **tolerance(dtype))
+        for x in (model.W, *(state for state in states if state.name.startswith("W."))):
+            np.testing.assert_array_equal(x.get_value()[~named], before[x][~named])
+
+
+@pytest.mark.parametrize("mode", COMPILED)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_in_place(name, mode):
+    """Whatever the size of the weights: no node makes a value of theirs, nor copies one."""
+    model = Model("float32", blocks=400)
+    model.params.remove(model.scale)
+    new = getattr(updates, name)(model.loss, model.params, np.float32(RATE))
+    train = model.compile(new, mode)
+    large = [x for x in new if x.ndim == 4]
+    places = [x.get_value(borrow=True, return_internal_type=True).ctypes.data for x in large]
+    train(*model.indices())
+    after = [x.get_value(borrow=True, return_internal_type=True).ctypes.data for x in large]
+    assert after == places
+    steps = [node.op for node in nodes_of(train) if isinstance(node.op, UpdateBlocks)]
+    assert len(steps) == (0 if name == "sgd" else 2)
+    assert all(op.inplace and len(op.writes) == STATES.get(name, 1) + 1 for op in steps)
+    watch = Watch(mode, 400 * 5 * 4 * 3)
+    model.compile(new, watch.mode)(*model.indices())
+    assert [list(node.op.destroy_map) for node in watch.nodes] == [
+        list(range(STATES.get(name, 1) + 1))
+    ]
+
+
+@pytest.mark.skipif(find_spec("pymc") is None, reason="needs pymc")
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != "adamw"])
+def test_all_blocks_in_use_are_as_in_pymc(name):
+    from pymc.variational import updates as of_pymc
+
+    results = []
+    for optimizers in (updates, of_pymc):
+        model = Model(blocks=3)
+        new = getattr(optimizers, name)(model.loss, model.params, RATE, **OPTIMIZERS[name])
+        train = model.compile(new, in_python("FAST_COMPILE"))
+        for _ in range(5):
+            train([[0, 1, 2]], [[4, 3, 2, 1, 0]])
+        results.append([x.get_value() for x in model.params])
+    for ours, theirs in zip(*results, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-9)
+
+
+@pytest.mark.skipif(find_spec("torch") is None, reason="needs torch")
+@pytest.mark.parametrize("mode", COMPILED)
+def test_adam_is_sparse_adam(mode):
+    import torch
+
+    model = Model("float32")
+    loss = (sparse_block_take(model.table, model.i) ** 2).sum()
+    new = updates.adam(loss, [model.table], RATE)
+    train = pytensor.function([model.i], updates=new, mode=mode)
+    embedding = torch.nn.Embedding(6, 4, sparse=True)
+    embedding.weight.data = torch.tensor(model.table.get_value())
+    optimizer = torch.optim.SparseAdam(embedding.parameters(), lr=RATE)
+    for _ in range(5):
+        i = model.rng.integers(0, 4, (3, 2))
+        train(i)
+        optimizer.zero_grad()
+        (embedding(torch.tensor(i)) ** 2).sum().backward()
+        optimizer.step()
+        expected = embedding.weight.detach().numpy()
+        np.testing.assert_allclose(model.table.get_value(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_several_uses(mode):
+    """A block that two products use has its state moved once, by the sum of both gradients."""
+    model = Model()
+    transposed = sparse_block_dot(
+        model.W.transpose(1, 0, 3, 2), np.ones((3, 2, 3)), model.j, None, model.i
+    )
+    loss = model.loss + (transposed**2).sum()
+    new = updates.adagrad(loss, [model.W], RATE)
+    [g] = updates.get_or_compute_grads(loss, [model.W])
+    i, j = model.indices()
+    run = pytensor.function([model.i, model.j], g.dense(model.W.shape), mode=mode)
+    dense, W = run(i, j), model.W.get_value()
+    train = model.compile(new, mode)
+    train(i, j)
+    expected = rule("adagrad", 1, W, dense, [np.zeros_like(W)], epsilon=1e-6)
+    np.testing.assert_allclose(model.W.get_value(), expected)
+    if mode != "FAST_COMPILE":
+        assert any(isinstance(node.op, UpdateBlocks) for node in nodes_of(train))
+
+
+@pytest.mark.parametrize("mode", COMPILED)
+def test_all_or_nothing(mode):
+    """An index out of range in the second of two losses: no parameter and no state has moved."""
+    first, second = Model(), Model()
+    new = updates.adam(first.loss, first.params, RATE)
+    new.update(updates.momentum(second.loss, second.params, RATE))
+    inputs = [first.i, first.j, second.i, second.j]
+    train = pytensor.function(inputs, updates=new, mode=mode)
+    good = first.indices()
+    train(*good, *good)
+    before = [x.get_value() for x in new]
+    i, j = first.indices()
+    for wrong in ((i, j, i, j + 3), (i, j + 3, i, j), (i, j, i - 5, j)):
+        with pytest.raises(IndexError):
+            train(*wrong)
+        for x, value in zip(new, before, strict=True):
+            np.testing.assert_array_equal(x.get_value(), value)
+
+
+def test_clip_by_global_norm():
+    model = Model()
+    dense = pytensor.grad(model.loss, model.params)
+    grads = updates.get_or_compute_grads(model.loss, model.params)
+    assert [isinstance(g, BlockGradient) for g in grads] == [True, True, False]
+    for max_norm in (1e-3, np.float64(1e6), pt.constant(0.1)):
+        clipped = updates.clip_by_global_norm(grads, max_norm)
+        as_arrays = [
+            g.dense(x.shape) if isinstance(g, BlockGradient) else g
+            for g, x in zip(clipped, model.params, strict=True)
+        ]
+        run = model.compile(None, in_python("NUMBA"), [*as_arrays, *dense])
+        values = run(*model.indices())
+        actual, expected = values[:3], values[3:]
+        norm = np.sqrt(sum((g**2).sum() for g in expected))
+        limit = pt.as_tensor(max_norm).eval()
+        for g, other in zip(actual, expected, strict=True):
+            np.testing.assert_allclose(g, other * min(1, limit / norm))
+
+
+@pytest.mark.parametrize(
+    "rate",
+    [
+        np.float64(RATE),
+        pytensor.shared(RATE, "rate"),
+        pt.constant(RATE) * pt.ones(()),
+        pytensor.shared(np.float32(RATE)),
+    ],
+    ids=["number", "shared", "graph", "float32"],
+)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_rates(name, rate):
+    """Of any precision: parameters keep theirs."""
+    model = Model("float32")
+    new = getattr(updates, name)(model.loss, model.params, rate)
+    assert all(value.dtype == x.dtype for x, value in new.items())
+    before = model.W.get_value()
+    model.compile(new, in_python("NUMBA"))(*model.indices())
+    assert np.abs(model.W.get_value() - before).max() > 1e-4
+
+
+def test_states_are_found_by_their_names():
+    model = Model()
+    new = updates.adam(model.loss, model.params, RATE)
+    saved = {x.name: x.get_value() for x in new}
+    assert {"W", "W.adam.mean", "W.adam.squares", "table.adam.mean", "adam.steps"} <= set(saved)
+    assert len(saved) == len(new) == 3 * 3 + 1
+    model.compile(new, in_python("FAST_COMPILE"))(*model.indices())
+    assert [x.get_value() for x in new if x.name == "adam.steps"] == [1]
+    for x in new:
+        x.set_value(saved[x.name])
+
+
+def test_without_arguments_it_is_an_optimizer():
+    model = Model()
+    by_keyword = updates.adam(learning_rate=RATE, beta1=0.5)
+    assert list(map(str, by_keyword(model.loss, model.params))) == list(
+        map(str, updates.adam(model.loss, model.params, RATE, beta1=0.5))
+    )
+    with pytest.raises(ValueError, match="Give both `loss_or_grads` and `params`"):
+        updates.sgd(model.loss)
+
+
+def test_wrong_params_are_told():
+    model = Model()
+    with pytest.raises(ValueError, match="is no shared variable"):
+        updates.sgd(model.loss, [model.W * 2])
+    with pytest.raises(ValueError, match="1 gradients for 2 params"):
+        updates.adam([model.loss], [model.W, model.table])
+
+
+def blocks_of(model):
+    """A gradient whose blocks the test can choose."""
+    [g] = updates.get_or_compute_grads(model.loss, [model.W])
+    return g
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_own_rules(mode):
+    """A value for each row of a block, others' values, an output that is no new variable."""
+    model = Model("float32")
+    g, of_rows = blocks_of(model), pt.tensor3("of_rows", dtype="float32", shape=(None, None, 1))
+    other = pytensor.shared(model.values(6, 5, 4, 3), "other")
+    new = g.put(model.W, g.of(model.W) * of_rows + 2 * g.of(other) - np.float32(0.5))
+    i, j = model.indices()
+    f = pytensor.function([model.i, model.j, of_rows], [new, *g[:2]], mode=mode)
+    named = {(a % 6, b) for row, columns in zip(i, j, strict=True) for a in row for b in columns}
+    rows = model.values(len(named), 4, 1)
+    result, *blocks = f(i, j, rows)
+    expected = model.W.get_value()
+    expected[*blocks] = expected[*blocks] * rows + 2 * other.get_value()[*blocks] - 0.5
+    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
+    assert set(zip(*blocks, strict=True)) == named
+
+
+@pytest.mark.parametrize("mode", COMPILED)
+@pytest.mark.parametrize(
+    ("shape", "error"), [((6, 5, 4, 2), ValueError), ((6, 2, 4, 3), IndexError)]
+)
+def test_arrays_of_other_shapes_are_told(mode, shape, error):
+    model = Model("float32")
+    other = pytensor.shared(model.values(*shape), "other")
+    g = blocks_of(model)
+    f = model.compile({other: g.put(other, 2 * g.values)}, mode)
+    before = other.get_value()
+    with pytest.raises(error, match="Give what has the shape of the weights"):
+        f(*model.indices())
+    np.testing.assert_array_equal(other.get_value(), before)
