@@ -14,7 +14,14 @@ from pytensor.tensor.elemwise import DimShuffle, Elemwise
 from pytensor.tensor.shape import SpecifyShape
 from pytensor.tensor.variable import TensorVariable
 
-from blocksparse_ops.gradient import BlockGradient, as_blocks, merged, sparse_block_gradient
+from blocksparse_ops.gradient import (
+    AXES_OF_BLOCKS,
+    SHAPES,
+    BlockGradient,
+    as_blocks,
+    merged,
+    sparse_block_gradient,
+)
 from blocksparse_ops.ops import SparseBlockGemv
 
 
@@ -25,9 +32,10 @@ def block_gradient(cost: TensorVariable, W: TensorVariable) -> BlockGradient:
     ----------
     cost : ()
         What is differentiated.
-    W : (iBlocks, oBlocks, iSize, oSize), or (rows, columns)
-        Weights of block-sparse products, or a table: that of `sparse_block_take`, or a bias. Any
-        number of products may use it, transposed as ``W.transpose(1, 0, 3, 2)``, too.
+    W : (iBlocks, oBlocks, iSize, oSize), (oBlocks, iSize, oSize), or (rows, columns)
+        Weights of block-sparse products; ``W[None]`` of one input block, as in `h_softmax`; or a
+        table: that of `sparse_block_take`, or a bias. Any number of products may use it,
+        transposed as ``W.transpose(1, 0, 3, 2)``, too.
 
     Returns
     -------
@@ -37,7 +45,7 @@ def block_gradient(cost: TensorVariable, W: TensorVariable) -> BlockGradient:
     Raises
     ------
     TypeError
-        If `W` has neither four nor two dimensions.
+        If `W` has another number of dimensions.
     ValueError
         If the cost does not depend on `W`, or uses it for anything but products: its gradient is
         then dense, and `pytensor.grad` computes it.
@@ -68,11 +76,8 @@ def block_gradient(cost: TensorVariable, W: TensorVariable) -> BlockGradient:
            [1. , 1. ],
            [1. , 0.9]])
     """
-    if W.type.ndim not in (2, 4):
-        raise TypeError(
-            f"block_gradient: W has {W.type.ndim} dimensions; expected four, (iBlocks, oBlocks, "
-            "iSize, oSize), or the two of a table, (rows, columns)"
-        )
+    if W.type.ndim not in AXES_OF_BLOCKS:
+        raise TypeError(f"block_gradient: W has {W.type.ndim} dimensions; expected {SHAPES}")
     uses = list(uses_in(cost, W))
     if not uses:
         raise ValueError(f"block_gradient: the cost has no block-sparse product of {W}")
@@ -110,7 +115,7 @@ def uses_in(cost: TensorVariable, W: TensorVariable) -> Iterator[Use]:
         If it depends on the weights by anything else.
     """
     views: dict[Variable, tuple] = {W: tuple(range(W.type.ndim))}  # to the order of their axes
-    straight = views[W] if W.type.ndim == 4 else ("x", 0, "x", 1)
+    straight = AXES_OF_BLOCKS[W.type.ndim]
     transposed = tuple(straight[axis] for axis in (1, 0, 3, 2))
     for node, position in steps_to(cost):
         order = views.get(node.inputs[position])

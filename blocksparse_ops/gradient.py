@@ -155,7 +155,7 @@ class BlockGradient(NamedTuple):
     Attributes
     ----------
     inputBlock, outputBlock : (blocks in use,)
-        Which blocks these are, counted from the start; of a table, zeros and the rows.
+        Which blocks these are, counted from the start; zeros if there is a single input block.
     values : (blocks in use, iSize, oSize)
         The gradient in each; of a table, `iSize` is 1.
     """
@@ -173,26 +173,32 @@ class BlockGradient(NamedTuple):
 
         As the update of a shared variable it is in place.
         """
-        result = set_subtensor(self.of(W), values)
-        return result if W.type.ndim == 4 else result.dimshuffle(1, 3)
+        result, axes = set_subtensor(self.of(W), values), AXES_OF_BLOCKS[W.type.ndim]
+        return result.dimshuffle([axes.index(axis) for axis in range(W.type.ndim)])
 
     def dense(self, shape: TensorLike) -> TensorVariable:
-        """The same as an array of the weights' `shape`, four sizes or a table's two."""
+        """The same as an array of the weights' `shape`, which has two to four sizes."""
         sizes = as_tensor("BlockGradient.dense", "shape", shape)
         ndim = sizes.type.shape[0] if sizes.type.ndim == 1 else None
-        if ndim not in (2, 4):
-            raise ValueError(
-                f"BlockGradient.dense: shape is {shape!r}; expected the four sizes of weights, "
-                "(iBlocks, oBlocks, iSize, oSize), or the two of a table, (rows, columns)"
-            )
+        if ndim not in AXES_OF_BLOCKS:
+            raise ValueError(f"BlockGradient.dense: shape is {shape!r}; expected {SHAPES}")
         return self.put(
             zeros((sizes[axis] for axis in range(ndim)), self.values.dtype), self.values
         )
 
 
+# Which axes of weights, by how many they are, are those of (iBlocks, oBlocks, iSize, oSize): there
+# may be no input blocks, and, of a table, no rows in a block.
+AXES_OF_BLOCKS: dict[int, tuple] = {4: (0, 1, 2, 3), 3: ("x", 0, 1, 2), 2: ("x", 0, "x", 1)}
+SHAPES = (
+    "(iBlocks, oBlocks, iSize, oSize), or, with a single input block, (oBlocks, iSize, oSize), or "
+    "a table's (rows, columns)"
+)
+
+
 def as_blocks(W: TensorVariable) -> TensorVariable:
-    """Weights as they are, a table as weights of one row of blocks, each a row of the table."""
-    return W if W.type.ndim == 4 else W.dimshuffle("x", 0, "x", 1)
+    """Weights with all four axes."""
+    return W if W.type.ndim == 4 else W.dimshuffle(AXES_OF_BLOCKS[W.type.ndim])
 
 
 def merged(gradients: Sequence[BlockGradient], oBlocks: TensorVariable) -> BlockGradient:

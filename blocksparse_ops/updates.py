@@ -23,7 +23,7 @@ from pytensor.tensor.variable import TensorVariable
 
 from blocksparse_ops.arguments import TensorLike
 from blocksparse_ops.block_gradient import gradient_of_uses, uses_in
-from blocksparse_ops.gradient import BlockGradient, squared_norm
+from blocksparse_ops.gradient import AXES_OF_BLOCKS, BlockGradient, squared_norm
 
 __all__ = [
     "adagrad",
@@ -108,7 +108,7 @@ def get_or_compute_dense_grads(
 
 def block_sparse_uses(loss: TensorVariable, param: SharedVariable) -> list:
     """The products in which a loss uses a parameter, if it uses it in nothing else."""
-    if param.type.ndim not in (2, 4):
+    if param.type.ndim not in AXES_OF_BLOCKS:
         return []
     try:
         return list(uses_in(loss, param))

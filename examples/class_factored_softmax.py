@@ -6,8 +6,9 @@ into a probability for each token of the vocabulary:
     p(token | h) = p(class | h) * p(token | class, h)
 
 The V tokens are cut into about sqrt(V) classes of one size. Each class owns one block of weights,
-and an example needs the block of its own token's class only: one `sparse_block_dot`. So an example
-costs two softmaxes of about sqrt(V) values each, where a full softmax layer computes V.
+and an example needs the block of its own token's class only: that is `log_h_softmax`. So an example
+costs two softmaxes of about sqrt(V) values each, where a full softmax layer computes V. And a
+step of an optimizer costs the classes and the embeddings in use, whose state alone moves.
 
 stdlib_language_model.py trains the model.
 """
@@ -19,11 +20,12 @@ import numpy as np
 import pytensor
 import pytensor.tensor as pt
 
-from blocksparse_ops import sparse_block_dot, sparse_block_take
+from blocksparse_ops import log_h_softmax, sparse_block_take, updates
 
 CONTEXT = 6  # tokens
 EMBEDDING = 64
 HIDDEN = 128
+LIBRARIES = ("JAX", "MLX", "PYTORCH")
 
 
 def parameter(name, value):
@@ -56,14 +58,11 @@ def class_factored_softmax(h, token, counts):
     counts = np.pad(counts, (0, classes * size - len(counts))).reshape(classes, size)
     C = parameter("C", np.zeros((HIDDEN, classes)))
     c = parameter("c", log_frequencies(counts.sum(axis=1)))
-    W = parameter("W", np.zeros((1, classes, HIDDEN, size)))
+    W = parameter("W", np.zeros((classes, HIDDEN, size)))
     b = parameter("b", log_frequencies(counts))
 
-    token_class = token // size
-    block = token_class[:, None]
-    logits = sparse_block_dot(W, h[:, None, :], pt.zeros_like(block), b, block).squeeze(axis=1)
-    log_p = log_softmax_at(h @ C + c, token_class) + log_softmax_at(logits, token % size)
-    return log_p, [C, c, W, b]
+    layer = len(counts.ravel()), classes, size, C, c, W, b
+    return log_h_softmax(h, h.shape[0], *layer, token), [C, c, W, b]
 
 
 def full_softmax(h, token, counts):
@@ -75,9 +74,10 @@ def full_softmax(h, token, counts):
 
 @dataclass
 class Model:
-    step: pytensor.compile.Function  # (contexts, tokens, learning rate): one update by SGD
+    step: pytensor.compile.Function  # (contexts, tokens, learning rate): one step
     log_p: pytensor.compile.Function  # (contexts, tokens): the tokens' summed log-probability
     parameters: dict[str, pytensor.compile.SharedVariable]
+    state: list[pytensor.compile.SharedVariable]  # all that a step changes
     layer: str  # what its output layer is, in words
 
     @property
@@ -86,10 +86,13 @@ class Model:
 
     def compile_for(self, batch):
         """Do now what the first calls with so many examples would do."""
-        # Numba compiles at the first call, JAX for each shape. A rate of 0 changes nothing.
+        # Numba compiles at the first call, JAX for each shape.
         contexts, tokens = np.zeros((batch, CONTEXT), "int64"), np.zeros(batch, "int64")
+        before = [x.get_value() for x in self.state]
         self.log_p(contexts, tokens)
         self.step(contexts, tokens, np.float32(0))
+        for x, value in zip(self.state, before, strict=True):
+            x.set_value(value)
 
     def perplexity(self, contexts, tokens, batch):
         """Return the perplexity of the tokens, of which `batch` are computed at a time."""
@@ -97,7 +100,7 @@ class Model:
         return math.exp(-sum(self.log_p(contexts[p], tokens[p]) for p in parts) / len(tokens))
 
 
-def build_model(counts, dense, mode, rng):
+def build_model(counts, dense, mode, rng, optimizer=updates.adam):
     """Return a model of tokens that are numbered by frequency; contexts have CONTEXT tokens."""
     context, token, lr = pt.lmatrix("context"), pt.lvector("token"), pt.fscalar("lr")
     inputs = CONTEXT * EMBEDDING
@@ -110,11 +113,13 @@ def build_model(counts, dense, mode, rng):
     log_p, output = (full_softmax if dense else class_factored_softmax)(h, token, counts)
 
     parameters = [E, U, a, *output]
-    gradients = pt.grad(-log_p.mean(), parameters)
-    updates = [(p, p - lr * g) for p, g in zip(parameters, gradients, strict=True)]
+    loss = -log_p.mean()
+    # The array libraries have no gradients by the blocks in use.
+    step = optimizer(pt.grad(loss, parameters) if mode in LIBRARIES else loss, parameters, lr)
     return Model(
-        pytensor.function([context, token, lr], updates=updates, mode=mode),
+        pytensor.function([context, token, lr], updates=step, mode=mode),
         pytensor.function([context, token], log_p.sum(), mode=mode),
         {p.name: p for p in parameters},
+        list(step),
         "full softmax" if dense else "{} classes of {} tokens".format(*class_layout(len(counts))),
     )

@@ -24,6 +24,8 @@ from class_factored_softmax import CONTEXT, build_model
 from pytensor.compile.mode import get_mode, predefined_modes
 from stdlib_corpus import draw_examples, load_corpus, unigram_perplexity
 
+from blocksparse_ops import updates
+
 try:
     from tqdm import tqdm
 except ImportError:
@@ -34,7 +36,16 @@ except ImportError:
     Figure = None
 
 BATCH = 256
-LEARNING_RATE = 3.0
+# Those of blocksparse_ops.updates, and the rate from which each falls to zero. Without adamw: what
+# stands for no token must keep its bias.
+RATES = {
+    "adam": 0.005,
+    "rmsprop": 0.003,
+    "adagrad": 0.05,
+    "momentum": 0.3,
+    "nesterov_momentum": 0.3,
+    "sgd": 3.0,
+}
 HELD_OUT_TOKENS = 32 * BATCH
 EVALUATIONS = 20
 
@@ -54,14 +65,14 @@ class Result:
         return self.curve[-1][1] if self.curve else math.nan
 
 
-def train(model, stream, held_out, steps, rng, result):
+def train(model, stream, held_out, steps, rate, rng, result):
     """Train for `steps` steps, or until `result.interrupted`, and keep `result` up to date."""
     result.curve.append((0, model.perplexity(*held_out, BATCH)))
     bar = tqdm(range(1, steps + 1), unit="step") if tqdm else range(1, steps + 1)
     show = bar.set_postfix_str if tqdm else print
     seconds = 0.0
     for step in bar:
-        lr = np.float32(LEARNING_RATE * (1 - (step - 1) / steps))
+        lr = np.float32(rate * (1 - (step - 1) / steps))
         start = time.perf_counter()
         model.step(*draw_examples(stream, CONTEXT, BATCH, rng), lr)
         seconds += time.perf_counter() - start
@@ -74,14 +85,15 @@ def train(model, stream, held_out, steps, rng, result):
             break
 
 
-def print_summary(result, model, corpus, mode):
+def print_summary(result, model, corpus, options):
     if result.interrupted:
         print("\nStopped before the end. So far:")
     print(f"""
 data          {len(corpus.train):,} tokens to learn from, {corpus.rare:.1%} of them rare
 vocabulary    {len(corpus.counts):,} tokens, one of which stands for all rare ones
 output layer  {model.layer}; {model.size:,} parameters in all
-mode          {mode or "the default"} ({type(get_mode(mode).linker).__name__})
+mode          {options.mode or "the default"} ({type(get_mode(options.mode).linker).__name__})
+optimizer     {options.optimizer}
 training      {result.steps:,} steps of {BATCH} tokens, {result.tokens_per_second:,.0f} tokens/s
 perplexity    {result.perplexity:.1f} on held-out files; a unigram's is {result.unigram:.1f}
 total time    {result.total_seconds:.1f} s, {result.compile_seconds:.1f} s of them compilation
@@ -103,6 +115,12 @@ def parse(argv):
     parser = argparse.ArgumentParser(description=summary)
     add = parser.add_argument
     add("--dense", action="store_true", help="a full softmax layer, for comparison: some minutes")
+    add(
+        "--optimizer",
+        choices=RATES,
+        default="adam",
+        help="of blocksparse_ops (%(default)s)",
+    )
     add("--steps", type=int, default=2500, help=f"updates, of {BATCH} tokens (%(default)s)")
     add("--files", type=int, help="read only so many modules (all of them but the tests)")
     add("--seed", type=int, default=0, help="of the split, the initial weights and the batches")
@@ -122,12 +140,14 @@ def main(argv=None):
     result, compile_start = Result(unigram), time.perf_counter()
     before = signal.getsignal(signal.SIGINT)
     try:
-        model = build_model(corpus.counts, options.dense, options.mode, rng)
+        optimizer = getattr(updates, options.optimizer)
+        model = build_model(corpus.counts, options.dense, options.mode, rng, optimizer)
         model.compile_for(BATCH)
         # Raised in a Numba function, a KeyboardInterrupt would turn into a SystemError.
         signal.signal(signal.SIGINT, lambda *_: setattr(result, "interrupted", True))
         result.compile_seconds = time.perf_counter() - compile_start
-        train(model, corpus.train, held_out, options.steps, rng, result)
+        rate = RATES[options.optimizer]
+        train(model, corpus.train, held_out, options.steps, rate, rng, result)
     except KeyboardInterrupt:
         print("\nStopped before training began.")
         result.interrupted = True
@@ -135,7 +155,7 @@ def main(argv=None):
     finally:
         signal.signal(signal.SIGINT, before)
     result.total_seconds = time.perf_counter() - start
-    print_summary(result, model, corpus, options.mode)
+    print_summary(result, model, corpus, options)
     if not tqdm:
         print("For a progress bar: pip install tqdm")
     if not Figure:
