@@ -38,11 +38,6 @@ def log_frequencies(counts):
         return np.log(counts) - np.log(counts.sum())
 
 
-def log_softmax_at(logits, index):
-    """Return the log-probability of one entry per row."""
-    return pt.special.log_softmax(logits, axis=-1)[pt.arange(index.shape[0]), index]
-
-
 def class_layout(vocabulary):
     """Return the number of classes and their size."""
     size = math.ceil(vocabulary**0.5)
@@ -69,7 +64,8 @@ def full_softmax(h, token, counts):
     """Return log p(token | h) from one softmax over all tokens, and the layer's parameters."""
     W = parameter("W", np.zeros((HIDDEN, len(counts))))
     b = parameter("b", log_frequencies(counts))
-    return log_softmax_at(h @ W + b, token), [W, b]
+    log_p = pt.special.log_softmax(h @ W + b, axis=-1)
+    return log_p[pt.arange(token.shape[0]), token], [W, b]
 
 
 @dataclass

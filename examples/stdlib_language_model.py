@@ -36,15 +36,16 @@ except ImportError:
     Figure = None
 
 BATCH = 256
-# Those of blocksparse_ops.updates, and the rate from which each falls to zero. Without adamw: what
-# stands for no token must keep its bias.
-RATES = {
-    "adam": 0.005,
-    "rmsprop": 0.003,
-    "adagrad": 0.05,
-    "momentum": 0.3,
-    "nesterov_momentum": 0.3,
-    "sgd": 3.0,
+# Each with the rate from which it falls to zero. Adam's epsilon keeps the noise in the gradients of
+# rare tokens from becoming steps as large as all others. Without adamw: its decay would give those
+# places a probability that stand for no token.
+OPTIMIZERS = {
+    "adam": (updates.adam(epsilon=1e-4), 0.008),
+    "rmsprop": (updates.rmsprop, 0.02),
+    "adagrad": (updates.adagrad, 0.1),
+    "momentum": (updates.momentum, 0.6),
+    "nesterov_momentum": (updates.nesterov_momentum, 0.6),
+    "sgd": (updates.sgd, 3.0),
 }
 HELD_OUT_TOKENS = 32 * BATCH
 EVALUATIONS = 20
@@ -117,7 +118,7 @@ def parse(argv):
     add("--dense", action="store_true", help="a full softmax layer, for comparison: some minutes")
     add(
         "--optimizer",
-        choices=RATES,
+        choices=OPTIMIZERS,
         default="adam",
         help="of blocksparse_ops (%(default)s)",
     )
@@ -140,13 +141,12 @@ def main(argv=None):
     result, compile_start = Result(unigram), time.perf_counter()
     before = signal.getsignal(signal.SIGINT)
     try:
-        optimizer = getattr(updates, options.optimizer)
+        optimizer, rate = OPTIMIZERS[options.optimizer]
         model = build_model(corpus.counts, options.dense, options.mode, rng, optimizer)
         model.compile_for(BATCH)
         # Raised in a Numba function, a KeyboardInterrupt would turn into a SystemError.
         signal.signal(signal.SIGINT, lambda *_: setattr(result, "interrupted", True))
         result.compile_seconds = time.perf_counter() - compile_start
-        rate = RATES[options.optimizer]
         train(model, corpus.train, held_out, options.steps, rate, rng, result)
     except KeyboardInterrupt:
         print("\nStopped before training began.")

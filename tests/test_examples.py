@@ -47,8 +47,8 @@ def plot(tmp_path):
 
 @pytest.mark.parametrize("layer", [[], ["--dense"]], ids=["classes", "dense"])
 def test_language_model_learns(example, plot, capsys, layer):
-    result = example.main([*SMALL, *layer, "--plot", str(plot)])
-    assert result.steps == 20
+    result = example.main([*SMALL, "--steps", "60", *layer, "--plot", str(plot)])
+    assert result.steps == 60
     assert not result.interrupted
     assert result.perplexity < 0.9 * result.unigram
     assert result.curve[0][1] == pytest.approx(result.unigram, rel=0.1)
