@@ -1,19 +1,26 @@
 # ruff: noqa: T201
-"""What a step of common optimizers takes on block-sparse weights, few of them in use.
+"""What a step of each optimizer takes on block-sparse weights, few of them in use.
 
-    python benchmarks/optimizers.py
+    python benchmarks/optimizers.py                     # in NUMBA, and the figure of the docs
+    python benchmarks/optimizers.py --mode CVM
 
-Gradient descent adds to the blocks in use; the others use the gradient for more than an addition,
-so that each step goes over all weights. Times are medians of interleaved rounds.
+By the blocks in use, as blocksparse_ops.updates does it, and by the dense gradient. Times are
+medians of interleaved rounds, of one call after the other.
 """
 
+import argparse
 from functools import partial
+from pathlib import Path
 
 from run import hold_threads
 
 if __name__ == "__main__":
     hold_threads(1)
 
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
 import numpy as np
 import pytensor
 import pytensor.tensor as pt
@@ -23,64 +30,88 @@ from problems import cases
 from report import ms, table
 from timing import rounds_of
 
-from blocksparse_ops import sparse_block_dot
+from blocksparse_ops import sparse_block_dot, updates
 
 RATE = np.float32(1e-3)
 ROUNDS = 15
-SIDES = (64, 256)  # blocks along either axis of the weights
+SIDES = (16, 32, 64, 128, 256)  # blocks along either axis of the weights
+NAMES = ("sgd", "momentum", "nesterov_momentum", "adagrad", "rmsprop", "adam", "adamw")
+CLIPPED = "sgd, clipped"
+FIGURE = Path(__file__).parents[1] / "docs" / "performance_optimizers.svg"
 
 
-def descent(W, g):
-    return {W: W - RATE * g}
+def by_blocks(name, loss, W):
+    if name == CLIPPED:
+        gradients = updates.get_or_compute_grads(loss, [W])
+        return updates.sgd(updates.clip_by_global_norm(gradients, 1.0), [W], RATE)
+    return getattr(updates, name)(loss, [W], RATE)
 
 
-def clipped_by_norm(W, g):
-    norm = pt.sqrt((g**2).sum())
-    return {W: W - RATE / pt.maximum(norm, 1) * g}
+def dense(name, loss, W):
+    return getattr(updates, name)([pt.grad(loss, W)], [W], RATE)
 
 
-def zeros_like(W):
-    return pytensor.shared(np.zeros_like(W.get_value(borrow=True)))
-
-
-def momentum(W, g):
-    v = zeros_like(W)
-    new_v = np.float32(0.9) * v - RATE * g
-    return {v: new_v, W: W + new_v}
-
-
-def adam(W, g):
-    m, s = zeros_like(W), zeros_like(W)
-    new_m = np.float32(0.9) * m + np.float32(0.1) * g
-    new_s = np.float32(0.999) * s + np.float32(0.001) * g**2
-    return {m: new_m, s: new_s, W: W - RATE * new_m / (pt.sqrt(new_s) + np.float32(1e-8))}
-
-
-OPTIMIZERS = {
-    "gradient descent": descent,
-    "clipped by its norm": clipped_by_norm,
-    "momentum": momentum,
-    "Adam": adam,
-}
-
-
-def step(side, updates_of):
+def step(side, mode, updates_of):
     """A step on a few examples of 8 x 8 blocks of 32 x 32 each."""
     p = Zeros("few", cases.Sizes(side, side, 32, 32, 8, 8, batch=4), "float32")
     W = shared(p.W, "W")
     inputs = h, inputIdx, outputIdx = [symbol("", a) for a in (p.h, p.inputIdx, p.outputIdx)]
-    loss = (sparse_block_dot(W, h, inputIdx, None, outputIdx) ** 2).mean()
-    train = pytensor.function(inputs, updates=updates_of(W, pt.grad(loss, W)))
+    loss = ((sparse_block_dot(W, h, inputIdx, None, outputIdx) - 1) ** 2).mean()
+    train = pytensor.function(inputs, updates=updates_of(loss, W), mode=mode)
     return partial(train, p.h, p.inputIdx, p.outputIdx)
 
 
-def times(side):
-    runs = {name: step(side, updates_of) for name, updates_of in OPTIMIZERS.items()}
-    taken = rounds_of(runs, ROUNDS)
-    return {name: ms(float(np.median(series))) for name, series in taken.items()}
+def times(mode, kinds):
+    """Milliseconds a step of each optimizer, by name, kind and blocks along an axis."""
+    taken = {}
+    for name in [*NAMES, CLIPPED]:
+        runs = {
+            (name, kind, side): step(side, mode, partial(updates_of, name))
+            for kind, updates_of in kinds.items()
+            for side in SIDES
+            if not (kind == "dense" and name in ("sgd", CLIPPED))
+        }
+        taken.update(rounds_of(runs, ROUNDS))
+    return {key: float(np.median(series)) for key, series in taken.items()}
+
+
+def draw(taken, path):
+    plt.rcParams.update({"svg.hashsalt": "blocksparse_ops", "svg.fonttype": "none"})
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    mib = [side**2 * 32 * 32 * 4 / 2**20 for side in SIDES]
+    for colour, name in enumerate(NAMES):
+        for kind, line in (("by blocks", "-"), ("dense", "--")):
+            series = [1e3 * taken[key] for side in SIDES if (key := (name, kind, side)) in taken]
+            if series:
+                label = name if kind == "by blocks" else None
+                axes.plot(mib, series, line, color=f"C{colour}", marker=".", label=label)
+    axes.set(xscale="log", yscale="log", xlabel="size of the weights, MiB", ylabel="ms a step")
+    axes.set_xticks(mib, [f"{size:g}" for size in mib])
+    axes.legend(title="by the blocks in use;\ndense: broken lines", frameon=False)
+    axes.grid(alpha=0.3)
+    figure.savefig(path, metadata={"Date": None})
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--mode", default="NUMBA", choices=["NUMBA", "CVM"])
+    mode = parser.parse_args().mode
+    taken = times(mode, {"by blocks": by_blocks, "dense": dense})
+    head = [mode, *(f"{side} x {side} blocks" for side in SIDES), "dense", "of sgd's time"]
+    last = SIDES[-1]
+    rows = [
+        [
+            name,
+            *(ms(taken[name, "by blocks", side]) for side in SIDES),
+            ms(taken[name, "dense", last]) if (name, "dense", last) in taken else "",
+            f"{taken[name, 'by blocks', last] / taken['sgd', 'by blocks', last]:.2f}",
+        ]
+        for name in [*NAMES, CLIPPED]
+    ]
+    print(table(head, rows))
+    if mode == "NUMBA":
+        draw(taken, FIGURE)
 
 
 if __name__ == "__main__":
-    columns = {f"{side} x {side} blocks": times(side) for side in SIDES}
-    rows = [[name, *(column[name] for column in columns.values())] for name in OPTIMIZERS]
-    print(table(["a step of", *columns], rows))
+    main()

@@ -15,19 +15,23 @@
 5. ``local_scan_sparse_block_outer_state`` (`scan`), at 1.615: a loop that sums outers keeps one
    state of the sum. After 1.612, where PyTensor decides how many states to keep, and before
    2, where the uses of the last one take other forms.
-6. ``local_inplace_sparse_block_outer_in_part`` (`inplace`), at 50.05: outers that are written into
+6. ``local_update_blocks`` (`step`), at 49.1: what reads blocks of a `BlockGradient` from some
+   arrays, computes elementwise and writes into such blocks is one op, which goes over them once.
+   After 49, where PyTensor fuses elementwise ops, and before 100, where it has them gather.
+7. ``local_inplace_sparse_block_outer_in_part`` (`inplace`), at 50.05: outers that are written into
    a part of an array become one op that adds to that part in place. Before 50.1, where PyTensor
    writes into parts in place.
-7. ``local_sparse_block_gemv_of_repeated_zero`` (`start`), at 50.15: a product of zeros starts
+8. ``local_sparse_block_gemv_of_repeated_zero`` (`start`), at 50.15: a product of zeros starts
    from a view of one. Before the next, which would have it write and read them all, and only
    where that runs.
-8. ``local_inplace_sparse_block_gemv``, ``local_inplace_sparse_block_outer`` (`inplace`), at 50.2:
-   the ops become their in-place twins where the destroy handler allows. After 49.5, where the
-   destroy handler is added; before 50.5, where PyTensor makes elementwise ops in place: they
-   could take the very buffer that an outer product would otherwise update, and it is weights.
-9. ``block_sparse_raise_first`` (`order`), at 99.9: what may raise runs before what writes into a
-   shared variable. After what works in place; before 100, where PyTensor fuses elementwise ops
-   with others. It looks at a graph once.
+9. ``local_inplace_sparse_block_gemv``, ``local_inplace_sparse_block_outer`` (`inplace`) and
+   ``local_inplace_update_blocks`` (`step`), at 50.2: the ops become their in-place twins where
+   the destroy handler allows. After 49.5, where the destroy handler is added; before 50.5, where
+   PyTensor makes elementwise ops in place: they could take the very buffer that an outer product
+   would otherwise update, and it is weights.
+10. ``block_sparse_raise_first`` (`order`), at 99.9: what may raise runs before what writes into a
+    shared variable. After what works in place; before 100, where PyTensor fuses elementwise ops
+    with others. It looks at a graph once.
 
 PyTensor runs all of these again on the graph inside a Scan. All carry the tag ``blocksparse``, so
 that ``mode.excluding("blocksparse")`` turns them off, and their own name, which turns off one.
@@ -39,9 +43,10 @@ Each of them ends, for it gives back a graph only if there is less of what it is
 3. addends of the sum in which a product stands;
 4. outers that start from zeros, or, as many as before, elementwise nodes above them;
 5. loops that keep more than one state of a sum of outers;
-6. outers that are written into a part;
-7. products of zeros that are written;
-8. ops that are not in place.
+6. reads and writes of blocks;
+7. outers that are written into a part;
+8. products of zeros that are written;
+9. ops that are not in place.
 
 Besides, without that tag, on JAX, at 0.01, ``local_block_zeros_of_known_sizes`` (`sizes`) has zeros
 read their sizes off arrays, before PyTensor computes sizes from others. It optimizes nothing.
