@@ -33,7 +33,7 @@ from timing import rounds_of
 from blocksparse_ops import sparse_block_dot, updates
 
 RATE = np.float32(1e-3)
-ROUNDS = 15
+ROUNDS = 25
 SIDES = (16, 32, 64, 128, 256)  # blocks along either axis of the weights
 NAMES = ("sgd", "momentum", "nesterov_momentum", "adagrad", "rmsprop", "adam", "adamw")
 CLIPPED = "sgd, clipped"
@@ -65,13 +65,17 @@ def times(mode, kinds):
     """Milliseconds a step of each optimizer, by name, kind and blocks along an axis."""
     taken = {}
     for name in [*NAMES, CLIPPED]:
-        runs = {
-            (name, kind, side): step(side, mode, partial(updates_of, name))
-            for kind, updates_of in kinds.items()
+        keys = {
+            f"{name} {kind} {side}": (name, kind, side)
+            for kind in kinds
             for side in SIDES
             if not (kind == "dense" and name in ("sgd", CLIPPED))
         }
-        taken.update(rounds_of(runs, ROUNDS))
+        runs = {
+            key: step(side, mode, partial(kinds[kind], name))
+            for key, (_, kind, side) in keys.items()
+        }
+        taken.update((keys[key], series) for key, series in rounds_of(runs, ROUNDS).items())
     return {key: float(np.median(series)) for key, series in taken.items()}
 
 

@@ -111,6 +111,37 @@ class Check {
         }
     }
 
+    // The gradient is the blocks in use of an outer product on zeros, in the order in which they lie.
+    void gradient_of_blocks(int threads) const {
+        using T = typename Problem<Kernel>::T;
+        const Array& o = problem.arguments[0];
+        const i64 size = o.shape[2] * o.shape[3];
+        Kernel outer;
+        Gradient<T> gradient;
+        expect({}, prepare(outer, problem.arguments, threads));
+        expect({}, prepare(gradient, problem.arguments, threads));
+        const i64 blocks = gradient.blocks();
+        std::vector<i64> input(blocks), output(blocks);
+        gradient.number_blocks(input.data(), output.data());
+        std::vector<T> values = on_zeros(gradient, {blocks, o.shape[2], o.shape[3]});
+        std::vector<T> all =
+            on_zeros(outer, {o.shape[0], o.shape[1], o.shape[2], o.shape[3]});
+        i64 last = -1;
+        for (i64 g = 0; g < blocks; ++g) {
+            const i64 number = input[g] * o.shape[1] + output[g];
+            if (number <= last) fail("block ", number, " stands behind ", last);
+            last = number;
+            for (i64 k = 0; k < size; ++k) {
+                T& expected = all[number * size + k];
+                if (std::memcmp(&values[g * size + k], &expected, sizeof expected))
+                    fail("a gradient is ", values[g * size + k], " but should be ", expected);
+                expected = 0;
+            }
+        }
+        for (T rest : all)
+            if (rest != 0) fail("a block in use is missing");
+    }
+
     // Two sizes that must agree and do not.
     void disagreement(Random& random) const {
         const i64 k = random.below(problem.equal_sizes.size());
@@ -165,6 +196,25 @@ class Check {
     Fault prepare(const Array* arguments) const {
         Kernel kernel;
         return prepare(kernel, arguments, 1);
+    }
+
+    // What a kernel makes of zeros without gaps.
+    template <class Any>
+    static auto on_zeros(Any& kernel, const std::vector<i64>& shape) {
+        using T = typename Problem<Kernel>::T;
+        Array array;
+        i64 count = 1;
+        array.ndim = static_cast<int>(shape.size());
+        for (int axis = array.ndim - 1; axis >= 0; --axis) {
+            array.shape[axis] = shape[axis];
+            array.strides[axis] = count * static_cast<i64>(sizeof(T));
+            count *= shape[axis];
+        }
+        std::vector<T> memory(count);
+        array.data = reinterpret_cast<char*>(memory.data());
+        kernel.place(array);
+        for (int thread = 0; thread < kernel.threads(); ++thread) kernel.work(thread);
+        return memory;
     }
 
     // Of a call of prepare(), which must not have written anything.
@@ -238,6 +288,8 @@ void check(Random& random, const Options& options) {
     check.overflow();
     check.index_out_of_range(random, input_index, problem.sizes.at('i'));
     check.index_out_of_range(random, output_index, problem.sizes.at('j'));
+    if constexpr (std::is_same_v<Kernel, Outer<typename Problem<Kernel>::T>>)
+        check.gradient_of_blocks(options.threads);
     check.threads(options.threads);
 }
 

@@ -3,7 +3,7 @@
 
 #include "direct.hpp"
 #include "gemv.hpp"
-#include "outer.hpp"
+#include "gradient.hpp"
 
 #include <cmath>
 #include <map>
