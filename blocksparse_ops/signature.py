@@ -200,6 +200,16 @@ def out_of_range(name: str, where: Sequence[int], value: int, axis: str, size: i
     )
 
 
+# Of the blocks in use of a gradient, and an array of another shape than the weights.
+WRONG_PLACE = (
+    "BlockGradient: blocks are in use that the array which is updated does not have. Give what has "
+    "the shape of the weights"
+)
+WRONG_SIZE = (
+    "BlockGradient: the new values of the blocks in use are of other sizes than the blocks of the "
+    "array which is updated. Give what has the shape of the weights"
+)
+
 # What the letters of the signatures stand for.
 AXES = {
     "n": "batch",

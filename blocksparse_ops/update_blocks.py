@@ -1,6 +1,6 @@
 """An elementwise rule over the blocks in use of some arrays: the step of an optimizer, in place."""
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,14 +10,8 @@ from pytensor.scalar.basic import ScalarOp, get_scalar_type
 from pytensor.tensor.elemwise import Elemwise
 from pytensor.tensor.type import tensor
 
-WRONG_PLACE = (
-    "BlockGradient: blocks are in use that the array which is updated does not have. Give what has "
-    "the shape of the weights"
-)
-WRONG_SIZE = (
-    "BlockGradient: the new values of the blocks in use are of other sizes than the blocks of the "
-    "array which is updated. Give what has the shape of the weights"
-)
+from blocksparse_ops.kernels.c import update_blocks
+from blocksparse_ops.signature import WRONG_PLACE, WRONG_SIZE
 
 
 class UpdateBlocks(COp):
@@ -70,26 +64,23 @@ class UpdateBlocks(COp):
         inputs = (node.inputs[2 + position].type.dtype for position in self.reads)
         return self.rule.make_node(*(get_scalar_type(dtype)() for dtype in inputs))
 
+    def __str__(self) -> str:
+        return f"UpdateBlocks{{{self.rule}, inplace={self.inplace}}}"
+
     def perform(
         self, node: Apply, inputs: Sequence[np.ndarray], output_storage: list[list]
     ) -> None:
         inputBlock, outputBlock, *operands = inputs
         place = inputBlock, outputBlock
-        if not all(
-            ((block >= 0) & (block < whole.shape[axis])).all()
-            for whole in operands[: self.arrays]
-            for axis, block in enumerate(place)
-        ):
-            raise IndexError(WRONG_PLACE)
-        parts = [operands[position] for position in self.reads]
-        for k, position in enumerate(self.reads):
-            if position < self.arrays:
-                parts[k] = parts[k][place]
-        results = self.results(node, parts)
-        for storage, position, result in zip(output_storage, self.writes, results, strict=True):
-            whole = operands[position]
+        for whole in operands[: self.arrays]:
+            if any((block >= n).any() for block, n in zip(place, whole.shape, strict=False)):
+                raise IndexError(WRONG_PLACE)
+        parts = [operands[k][place] if k < self.arrays else operands[k] for k in self.reads]
+        results, wholes = self.results(node, parts), [operands[k] for k in self.writes]
+        for result, whole in zip(results, wholes, strict=True):
             if result.shape != (len(inputBlock), *whole.shape[2:]):
                 raise ValueError(WRONG_SIZE)
+        for storage, result, whole in zip(output_storage, results, wholes, strict=True):
             storage[0] = whole if self.inplace else whole.copy()
             storage[0][place] = result
 
@@ -116,157 +107,38 @@ class UpdateBlocks(COp):
         version = self.rule.c_code_cache_version_apply(self.scalars(node))
         return (1, version) if version else ()
 
+    def operands(self, node: Apply) -> list[update_blocks.Operand]:
+        """C code for the elements of the arrays."""
+        return [
+            update_blocks.Operand(k, k < self.arrays, repeats(x, k < self.arrays), c_type(x.type))
+            for k, x in enumerate(node.inputs[2:])
+        ]
+
     def c_support_code_apply(self, node: Apply, name: str) -> str:
-        """A function of its own: in the op's, which runs once, no loops are compiled to vectors."""
-        operands = [Operand(k, self, x) for k, x in enumerate(node.inputs[2:])]
         scalars, of_rule = self.scalars(node), f"{name}_rule"
         arguments = [f"in{k}" for k in range(len(self.reads))]
         results = [f"out{k}" for k in range(len(self.writes))]
         rule = self.rule.c_code(scalars, of_rule, arguments, results, {"fail": ""})
-
-        def element(access: Callable[[Operand], str]) -> str:
-            return "\n".join(
-                [
-                    *(
-                        f"const auto in{k} = {access(operands[x])};"
-                        for k, x in enumerate(self.reads)
-                        if not operands[x].is_one
-                    ),
-                    *(f"{operands[x].scalar} out{k};" for k, x in enumerate(self.writes)),
-                    rule,
-                    *(f"{access(operands[x])} = out{k};" for k, x in enumerate(self.writes)),
-                ]
-            )
-
-        repeated = [
-            f"const auto in{k} = {operands[x].next};"
-            for k, x in enumerate(self.reads)
-            if operands[x].is_one
-        ]
-        return f"""
-        {self.rule.c_support_code_apply(scalars, of_rule)}
-
-        // Row after row; or, if no array has gaps, a block as one row.
-        __attribute__((noinline)) static void update_{name}(
-                const npy_int64* inputBlock, const npy_int64* outputBlock, npy_intp blocks,
-                npy_intp rows, npy_intp columns, char* const* data, const npy_intp (*steps)[4]) {{
-            const bool has_unit_steps = {" && ".join(x.has_unit_steps for x in operands)};
-            if (has_unit_steps && {" && ".join(x.has_no_gaps for x in operands)})
-                columns *= rows, rows = 1;
-            for (npy_intp b = 0; b < blocks; ++b) {{
-                const npy_int64 i = inputBlock[b], j = outputBlock[b];
-                for (npy_intp p = 0; p < rows; ++p) {{
-                    {"".join(x.row for x in operands)}
-                    {"".join(repeated)}
-                    if (has_unit_steps) {{
-                        #pragma GCC ivdep
-                        for (npy_intp q = 0; q < columns; ++q) {{
-                            {element(lambda x: x.next)}
-                        }}
-                    }} else {{
-                        for (npy_intp q = 0; q < columns; ++q) {{
-                            {element(lambda x: x.at_q)}
-                        }}
-                    }}
-                }}
-            }}
-        }}
-        """
+        types = [c_type(x.type) for x in scalars.outputs]
+        function = update_blocks.define(
+            name, rule, types, self.operands(node), self.reads, self.writes
+        )
+        return self.rule.c_support_code_apply(scalars, of_rule) + function
 
     def c_code(
         self, node: Apply, name: str, inputs: list[str], outputs: list[str], sub: dict[str, str]
     ) -> str:
-        inputBlock, outputBlock, *arrays = inputs
-        fail, wholes = sub["fail"], arrays[: self.arrays]
-        operands = [Operand(k, self, x) for k, x in enumerate(node.inputs[2:])]
-        is_there = [f"i < PyArray_DIM({x}, 0) && j < PyArray_DIM({x}, 1)" for x in wholes]
-        fits = [operand.fits(x) for operand, x in zip(operands, arrays, strict=True)]
+        blocks, arrays = inputs[:2], inputs[2:]
         results = dict(zip(self.writes, outputs, strict=True))
-        place = "".join(
-            f"{placed(arrays[k], result, self.inplace)} if (!{result}) {{ {fail} }}"
-            for k, result in results.items()
+        return update_blocks.call(
+            name, blocks, arrays, results, self.operands(node), self.inplace, sub["fail"]
         )
-        used = [results.get(k, x) for k, x in enumerate(arrays)]
-        return f"""
-        {{
-            const npy_intp blocks = PyArray_DIM({inputBlock}, 0);
-            const npy_intp rows = PyArray_DIM({wholes[0]}, 2);
-            const npy_intp columns = PyArray_DIM({wholes[0]}, 3);
-            const auto of_input = static_cast<npy_int64*>(PyArray_DATA({inputBlock}));
-            const auto of_output = static_cast<npy_int64*>(PyArray_DATA({outputBlock}));
-            if (!({" && ".join(fits)})) {{
-                PyErr_SetString(PyExc_ValueError, "{WRONG_SIZE}");
-                {fail}
-            }}
-            for (npy_intp b = 0; b < blocks; ++b) {{
-                const npy_int64 i = of_input[b], j = of_output[b];
-                if (!({" && ".join(is_there)})) {{
-                    PyErr_SetString(PyExc_IndexError, "{WRONG_PLACE}");
-                    {fail}
-                }}
-            }}
-            {place}
-            char* const data[] = {{{", ".join(f"PyArray_BYTES({x})" for x in used)}}};
-            const npy_intp steps[][4] = {{
-                {", ".join(x.steps(array) for x, array in zip(operands, used, strict=True))}
-            }};
-            update_{name}(of_input, of_output, blocks, rows, columns, data, steps);
-        }}
-        """
 
 
-def placed(whole: str, result: str, inplace: bool) -> str:
-    """C code that sets a result to the array itself, or to a copy."""
-    if inplace:
-        return f"Py_INCREF({whole}); Py_XSETREF({result}, {whole});"
-    copy = f"reinterpret_cast<PyArrayObject*>(PyArray_NewCopy({whole}, NPY_CORDER))"
-    return f"Py_XSETREF({result}, {copy});"
+def repeats(x: Variable, of_blocks: bool) -> tuple[bool, ...]:
+    """Of each axis, whether its one element stands for those of all blocks in use."""
+    return (False,) * 4 if of_blocks else x.type.broadcastable
 
 
-class Operand:
-    """C code for the elements of an array of blocks, or of what has those of the blocks in use.
-
-    The latter's axes of length 1 are repeated.
-    """
-
-    def __init__(self, position: int, op: UpdateBlocks, x: Variable):
-        self.of_blocks = position < op.arrays
-        self.repeats = (False,) * 4 if self.of_blocks else x.type.broadcastable
-        self.scalar = x.type.dtype_specs()[1]
-        numbers = ("i", "j", "p") if self.of_blocks else ("b", "p")
-        row, step = f"row{position}", f"steps[{position}]"
-        start = "".join(f" + {number} * {step}[{k}]" for k, number in enumerate(numbers))
-        last = len(numbers)
-        self.row = f"char* const {row} = data[{position}]{start};"
-        size = f"(npy_intp) sizeof({self.scalar})"
-        pointer = f"reinterpret_cast<{self.scalar}*>"
-        self.is_one = self.repeats[-1]  # along a row
-        if self.is_one:
-            self.next = self.at_q = f"*{pointer}({row})"
-            self.has_unit_steps = "true"
-            self.has_no_gaps = "true" if self.repeats[-2] else "rows == 1"
-        else:
-            self.next = f"{pointer}({row})[q]"
-            self.at_q = f"*{pointer}({row} + q * {step}[{last}])"
-            self.has_unit_steps = f"{step}[{last}] == {size}"
-            self.has_no_gaps = f"{step}[{last - 1}] == columns * {size}"
-
-    def steps(self, array: str) -> str:
-        """From one element to the next along each axis."""
-        of_axes = (
-            "0" if repeats else f"PyArray_STRIDE({array}, {axis})"
-            for axis, repeats in enumerate(self.repeats)
-        )
-        return f"{{{', '.join(of_axes)}}}"
-
-    def fits(self, array: str) -> str:
-        """Whether an array has the sizes that it must have."""
-        sizes = (
-            {2: "rows", 3: "columns"} if self.of_blocks else {0: "blocks", 1: "rows", 2: "columns"}
-        )
-        checks = [
-            f"PyArray_DIM({array}, {axis}) == {size}"
-            for axis, size in sizes.items()
-            if not self.repeats[axis]
-        ]
-        return " && ".join(checks) or "true"
+def c_type(type_: Any) -> str:
+    return type_.dtype_specs()[1]

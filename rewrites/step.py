@@ -8,6 +8,7 @@ from pytensor.graph.basic import Apply, Constant, Variable
 from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.replace import clone_replace
 from pytensor.graph.rewriting.basic import copy_stack_trace, dfs_rewriter, node_rewriter
+from pytensor.graph.traversal import ancestors
 from pytensor.scalar.basic import Composite, ScalarOp
 from pytensor.tensor.basic import constant
 from pytensor.tensor.elemwise import Elemwise
@@ -29,8 +30,10 @@ def local_update_blocks(fgraph: FunctionGraph, node: Apply) -> dict[Variable, Va
     if any(x.type.ndim != 3 for x in node.inputs):
         return None
     arrays = [write.inputs[0] for write in writes]
-    if len(set(arrays)) < len(arrays):
+    if len(set(arrays)) < len(arrays) or not all(map(fills, writes)):
         return None
+    if not {write.outputs[0] for write in writes}.isdisjoint(ancestors(arrays)):
+        return None  # one writes into what another has written
     sources = []
     for x in node.inputs:
         read = x.owner
@@ -72,6 +75,13 @@ def writes_of(fgraph: FunctionGraph, variable: Variable) -> Iterator[Apply]:
     is_write = node is not None and isinstance(node.op, AdvancedIncSubtensor)
     if is_write and node.op.set_instead_of_inc and node.inputs[1] is variable:
         yield node
+
+
+def fills(write: Apply) -> bool:
+    """Whether a node has a value for each element that it writes."""
+    whole, values, *_ = write.inputs
+    of_part = (False, *whole.type.broadcastable[2:])
+    return values.type.ndim == 3 and values.type.broadcastable == of_part
 
 
 def blocks_of(node: Apply) -> list[Variable] | None:

@@ -8,6 +8,7 @@ import pytensor
 import pytensor.tensor as pt
 import pytest
 from cases import MODES, in_python, needs_compiler
+from pytensor.compile.mode import Mode
 from pytensor.graph.replace import clone_replace
 from watch import Watch
 
@@ -347,3 +348,25 @@ def test_arrays_of_other_shapes_are_told(mode, shape, error):
     with pytest.raises(error, match="Give what has the shape of the weights"):
         f(*model.indices())
     np.testing.assert_array_equal(other.get_value(), before)
+
+
+@pytest.mark.parametrize(
+    "put",
+    [
+        lambda g, W: g.put(g.put(W, 2 * g.values), 3 * g.values + g.of(W)),
+        lambda g, W: g.put(W, pt.ones((1, 1, 1)) * pt.exp(g.values.sum())),
+        lambda g, W: g.put(W.astype("float64"), g.values + np.float32(1)),
+        lambda g, W: g.put(W[::-1, ::-1][::-1, ::-1], pt.sqrt(abs(g.of(W)))),
+        lambda g, W: g.put(W, g.values[::-1]) + g.put(W, g.of(W) * g.of(W + 1)),
+    ],
+    ids=["twice", "one value", "of another precision", "views", "two arrays"],
+)
+@pytest.mark.parametrize("mode", COMPILED)
+def test_rules_that_are_not_one_pass(mode, put):
+    """With the rewrites as without."""
+    model = Model("float32")
+    result = put(blocks_of(model), model.W)
+    indices = model.indices()
+    actual = model.compile(None, mode, result)(*indices)
+    without = Mode("py", "fast_run").excluding("blocksparse")
+    np.testing.assert_allclose(actual, model.compile(None, without, result)(*indices), rtol=1e-5)

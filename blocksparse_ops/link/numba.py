@@ -5,10 +5,10 @@ from hashlib import sha256
 
 import numba
 import numpy as np
-from numba import carray, literal_unroll
+from numba import literal_unroll
 from numba.core import types
 from numba.core.registry import cpu_target
-from numba.extending import intrinsic, overload
+from numba.extending import overload
 from numba.np.unsafe.ndarray import to_fixed_tuple
 from numpy.lib.stride_tricks import as_strided
 from pytensor.configdefaults import config
@@ -21,7 +21,7 @@ from pytensor.link.numba.dispatch.tensor_basic import numba_funcify_Alloc
 
 from blocksparse_ops.bias import BLOCKS, COLUMNS, CheckedColumns
 from blocksparse_ops.gradient import SparseBlockGradient, SplitNumbers
-from blocksparse_ops.kernels.numba import version
+from blocksparse_ops.kernels.numba import update_blocks, version
 from blocksparse_ops.kernels.numba.arrays import (
     address_of,
     is_one_element,
@@ -52,7 +52,7 @@ from blocksparse_ops.kernels.numba.threads import one_thread, start_threads, thr
 from blocksparse_ops.ops import SparseBlockGemv, SparseBlockOuter
 from blocksparse_ops.part import NOT_WRITEABLE, SparseBlockOuterInPart
 from blocksparse_ops.signature import DOT, LARGEST, NO_FAULT, SHAPE
-from blocksparse_ops.update_blocks import WRONG_PLACE, WRONG_SIZE, UpdateBlocks
+from blocksparse_ops.update_blocks import UpdateBlocks, repeats
 from blocksparse_ops.zeros import BlockFull, BlockZeros, RepeatedZero
 
 # The types of scalar that the tiles are written for.
@@ -300,132 +300,18 @@ def numba_funcify_SplitNumbers(op, **kwargs):
     return split_numbers, version()
 
 
-@intrinsic
-def as_pointer(typing_context, address):
-    def generate(context, builder, signature, arguments):
-        return builder.inttoptr(arguments[0], context.get_value_type(types.voidptr))
-
-    return types.voidptr(types.int64), generate
-
-
-@kernel
-def row_of(array, start, length):
-    """So many elements from an address on, which Numba then knows to have no gaps."""
-    return carray(as_pointer(start), length, array.dtype)
-
-
-class Operand:
-    """Python code for the elements of an array of blocks, or of those of the blocks in use."""
-
-    def __init__(self, position, op, x):
-        self.name, self.row = f"x{position}", f"row{position}"
-        self.of_blocks = position < op.arrays
-        self.repeats = (False,) * 4 if self.of_blocks else x.type.broadcastable
-        self.axes = "ijpq" if self.of_blocks else "bpq"
-        self.is_one = self.repeats[-1]  # along a row
-
-    def at(self, *last):
-        """An element, or, with the number 0 for the last axis, where a row starts."""
-        axes = (*self.axes[:-1], *last)
-        numbers = ("0" if one else axis for one, axis in zip(self.repeats, axes, strict=True))
-        return f"{self.name}[{', '.join(numbers)}]"
-
-    @property
-    def sizes(self):
-        """What must hold of its sizes."""
-        sizes = dict(zip("bpq", ("blocks", "rows", "columns"), strict=True))
-        return [
-            f"{self.name}.shape[{k}] == {sizes[axis]}"
-            for k, axis in enumerate(self.axes)
-            if axis in sizes and not self.repeats[k]
-        ]
-
-    @property
-    def start(self):
-        """The address of a row."""
-        steps = [
-            f"{axis} * {self.name}.strides[{k}]"
-            for k, axis in enumerate(self.axes[:-1])
-            if not self.repeats[k]
-        ]
-        return " + ".join([f"address_of({self.name})", *steps])
-
-    @property
-    def has_unit_step(self):
-        return "True" if self.is_one else f"{self.name}.strides[-1] == {self.name}.itemsize"
-
-    @property
-    def has_no_gaps(self):
-        if self.is_one:
-            return "True" if self.repeats[-2] else "rows == 1"
-        return f"{self.name}.strides[-2] == columns * {self.name}.itemsize"
-
-
-def update_blocks_source(op, node):
-    """Python code of a function that updates blocks; how many arrays it takes is up to the op."""
-    operands = [Operand(k, op, x) for k, x in enumerate(node.inputs[2:])]
-    reads, writes = ([operands[k] for k in positions] for positions in (op.reads, op.writes))
-    results = [f"new{k}" for k in range(len(writes))]
-    copies = [] if op.inplace else [f"{x.name} = {x.name}.copy()" for x in writes]
-    rows = [f"{x.row} = row_of({x.name}, {x.start}, columns)" for x in operands if not x.is_one]
-    ones = {x.name: f"one_of_{x.name}" for x in operands if x.is_one}
-
-    def both(joined, name):
-        return joined.join(getattr(x, name) for x in operands)
-
-    def update(element):
-        values = (ones.get(x.name) or element(x) for x in reads)
-        stores = (f"{element(x)} = {new}" for x, new in zip(writes, results, strict=True))
-        return "; ".join([f"{', '.join(results)} = rule({', '.join(values)})", *stores])
-
-    return f"""
-def update_blocks(inputBlock, outputBlock, {both(", ", "name")}):
-    blocks, rows, columns = inputBlock.size, x0.shape[2], x0.shape[3]
-    if not ({" and ".join(check for x in operands for check in x.sizes)}):
-        raise ValueError(WRONG_SIZE)
-    for b in range(blocks):
-        i, j = inputBlock[b], outputBlock[b]
-        if not (0 <= i and 0 <= j and {
-        " and ".join(
-            f"i < {x.name}.shape[0] and j < {x.name}.shape[1]" for x in operands[: op.arrays]
-        )
-    }):
-            raise IndexError(WRONG_PLACE)
-    {"; ".join(copies)}
-    has_unit_steps = {both(" and ", "has_unit_step")}
-    if has_unit_steps and {both(" and ", "has_no_gaps")}:
-        rows, columns = 1, rows * columns
-    for b in range(blocks):
-        i, j = inputBlock[b], outputBlock[b]
-        for p in range(rows):
-            {"; ".join(f"{ones[x.name]} = {x.at('0')}" for x in operands if x.is_one)}
-            if has_unit_steps:
-                {"; ".join(rows)}
-                for q in range(columns):
-                    {update(lambda x: f"{x.row}[q]")}
-            else:
-                for q in range(columns):
-                    {update(lambda x: x.at("q"))}
-    return {", ".join(x.name for x in writes)}
-"""
-
-
 @register_funcify_and_cache_key(UpdateBlocks)
 def numba_funcify_UpdateBlocks(op, node, **kwargs):
     rule, rule_key = numba_funcify_and_cache_key(op.rule, node=op.scalars(node), **kwargs)
-    source = update_blocks_source(op, node)
-    names = {
-        "rule": rule,
-        "row_of": row_of,
-        "address_of": address_of,
-        "WRONG_PLACE": WRONG_PLACE,
-        "WRONG_SIZE": WRONG_SIZE,
-    }
-    exec(source, names)
+    operands = [
+        update_blocks.Operand(k, k < op.arrays, repeats(x, k < op.arrays))
+        for k, x in enumerate(node.inputs[2:])
+    ]
+    source = update_blocks.source(operands, op.reads, op.writes, op.inplace)
     key = None
     if rule_key is not None:
         key = sha256(repr((source, rule_key, version())).encode()).hexdigest()
-    return kernel(names["update_blocks"]), key
+    return update_blocks.compiled(source, rule), key
 
 
 @kernel
