@@ -4,7 +4,7 @@ import numpy as np
 import pytensor
 import pytensor.tensor as pt
 import pytest
-from cases import MODES, in_python
+from cases import MODES, in_python, needs_compiler
 from pytensor.compile.mode import Mode
 from pytensor.gradient import verify_grad
 from scipy.special import log_softmax
@@ -36,8 +36,15 @@ def expected(x, W1, b1, W2, b2):
 SIZES = BATCH, OUTPUTS, CLASSES, SIZE
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("mode", "dtype"),
+    [
+        ("FAST_COMPILE", "float32"),
+        ("FAST_COMPILE", "float64"),
+        pytest.param("CVM", "float32", marks=needs_compiler),
+        ("NUMBA", "float64"),
+    ],
+)
 def test_values(mode, dtype):
     x, target, arrays = problem(dtype)
     x_, target_ = pt.matrix(dtype=dtype), pt.matrix(dtype="int32")
@@ -116,3 +123,48 @@ def test_arguments_that_do_not_fit():
         log_h_softmax(x, *SIZES, *arrays, target * 1.0)
     with pytest.raises(TypeError, match="h_softmax: W2"):
         h_softmax(x, *SIZES, *arrays[:2], object(), arrays[3])
+
+
+def test_the_example_of_theano():
+    """Its docstring's, of which only the imports are changed."""
+    theano, tensor = pytensor, pt
+
+    # Parameters
+    batch_size = 32
+    n_outputs = 100
+    dim_x = 10  # dimension of the input
+    n_classes = int(np.ceil(np.sqrt(n_outputs)))
+    n_outputs_per_class = n_classes
+    output_size = n_outputs_per_class * n_outputs_per_class
+
+    # First level of h_softmax
+    floatX = theano.config.floatX
+    W1 = theano.shared(np.random.normal(0, 0.001, (dim_x, n_classes)).astype(floatX))  # noqa: NPY002
+    b1 = theano.shared(np.zeros((n_classes,), floatX))
+
+    # Second level of h_softmax
+    W2 = np.random.normal(0, 0.001, size=(n_classes, dim_x, n_outputs_per_class)).astype(floatX)  # noqa: NPY002
+    W2 = theano.shared(W2)
+    b2 = theano.shared(np.zeros((n_classes, n_outputs_per_class), floatX))
+
+    x = tensor.imatrix("x")
+    target = tensor.imatrix("target")
+
+    # This only computes the output corresponding to the target.
+    y_hat_tg = h_softmax(
+        x, batch_size, output_size, n_classes, n_outputs_per_class, W1, b1, W2, b2, target
+    )
+    negll = -tensor.mean(tensor.log(y_hat_tg))
+
+    # This computes all the outputs.
+    output = h_softmax(x, batch_size, output_size, n_classes, n_outputs_per_class, W1, b1, W2, b2)
+
+    function = pytensor.function([x, target], [negll, output, *pt.grad(negll, [W1, W2])],
+                                 mode=in_python("FAST_COMPILE"))  # fmt: skip
+    rng = np.random.default_rng(0)
+    values = rng.integers(0, 3, (32, 10)).astype("int32")
+    targets = rng.integers(0, 100, (32, 1)).astype("int32")
+    loss, p, *_ = function(values, targets)
+    np.testing.assert_allclose(p.sum(axis=1), 1)
+    np.testing.assert_allclose(loss, -np.log(p[np.arange(32), targets[:, 0]]).mean())
+    assert p.shape == (32, 100)

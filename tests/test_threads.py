@@ -13,6 +13,7 @@ import pytest
 from cases import Draw, Sizes, needs_compiler, symbols
 
 from blocksparse_ops import sparse_block_gemv, sparse_block_outer
+from blocksparse_ops.gradient import sparse_block_gradient
 
 TASKS = Path("/proc/self/task")
 
@@ -24,7 +25,12 @@ PROBLEMS = {
     "shared": Sizes(iBlocks=1, oBlocks=1, iSize=64, oSize=64, iWin=2, oWin=3, batch=70),
     "direct": Sizes(iBlocks=40, oBlocks=3, iSize=16, oSize=16, iWin=2, oWin=3, batch=700),
 }
-BUILD = {"gemv": sparse_block_gemv, "outer": sparse_block_outer}
+# The graph of each op, and what draws its arguments.
+BUILD = {
+    "gemv": (sparse_block_gemv, Draw.gemv),
+    "outer": (sparse_block_outer, Draw.outer),
+    "gradient": (lambda *inputs: sparse_block_gradient(*inputs)[2], Draw.outer),
+}
 
 # A mode, and the layer that runs its threads.
 BACKENDS = [
@@ -35,14 +41,15 @@ BACKENDS = [
 
 
 def compiled(mode, op, openmp):
-    arrays = getattr(Draw, op)(Draw(PROBLEMS["panels"], 0, "float32"))
-    inputs = list(symbols(arrays).values())
+    build, draw = BUILD[op]
+    inputs = list(symbols(draw(Draw(PROBLEMS["panels"], 0, "float32"))).values())
     with pytensor.config.change_flags(openmp=openmp):
-        return pytensor.function(inputs, BUILD[op](*inputs), mode=mode, trust_input=True)
+        return pytensor.function(inputs, build(*inputs), mode=mode, trust_input=True)
 
 
 def arrays_of(op, problem):
-    return getattr(Draw, op)(Draw(PROBLEMS[problem], 0, "float32")).values()
+    _, draw = BUILD[op]
+    return draw(Draw(PROBLEMS[problem], 0, "float32")).values()
 
 
 def run_in_child(function, arrays):
