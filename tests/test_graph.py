@@ -360,8 +360,10 @@ def test_flops_are_told_to_the_profiler():
 
 def test_public_names():
     assert sorted(blocksparse_ops.__all__) == [
+        "BlockGradient",
         "SparseBlockGemv",
         "SparseBlockOuter",
+        "block_gradient",
         "h_softmax",
         "log_h_softmax",
         "sparse_block_dot",

@@ -76,8 +76,9 @@ def call(node: Apply, name: str, inputs: list[str], output: str, fail: str) -> s
     NotImplementedError
         If the kernels are not written for this dtype: PyTensor then runs `perform`.
     """
-    op, blocks = node.op, inputs[node.op.signature.blocks]
-    module = f'is_direct ? "{DIRECT}_{dtype_of(node)}" : "{SORTED}_{dtype_of(node)}"'
+    op, dtype = node.op, dtype_of(node)
+    blocks = inputs[op.signature.blocks]
+    module = f'is_direct ? "{DIRECT}_{dtype}" : "{SORTED}_{dtype}"'
     return f"""
     {{
         const npy_intp rows = PyArray_DIM({blocks}, 2), columns = PyArray_DIM({blocks}, 3);
