@@ -186,7 +186,7 @@ COMPILED = [
     "B[::-2, 1:]",
     "a part of a flat vector",
     "switch of the weights",
-    "clipped by the norm, two uses",
+    "clipped by the norm",
 ]
 
 

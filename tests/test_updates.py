@@ -55,13 +55,13 @@ class Model:
 
     batch, window = 3, 2
 
-    def __init__(self, dtype="float64", blocks=6):
+    def __init__(self, dtype="float64", blocks=6, indices=None):
         self.rng, self.dtype, self.blocks = np.random.default_rng(0), dtype, blocks
         self.W = pytensor.shared(self.values(blocks, 5, 4, 3), "W")
         self.table = pytensor.shared(self.values(blocks, 4), "table")
         self.scale = pytensor.shared(self.values(3), "scale")
         self.params = [self.W, self.table, self.scale]
-        self.i, self.j = pt.lmatrices("i", "j")
+        self.i, self.j = indices or pt.lmatrices("i", "j")
         h = sparse_block_take(self.table, self.i)
         y = sparse_block_dot(self.W, h, self.i, None, self.j)
         self.loss = ((y * self.scale - 1) ** 2).mean()
@@ -80,12 +80,11 @@ class Model:
 
 @cache
 def dense_gradients(dtype):
-    """A function of the indices and of the parameters."""
+    """A function of the indices, of the weights and of the scale."""
     model = Model(dtype)
-    values = [x.type() for x in model.params]
-    dense = clone_replace(
-        pytensor.grad(model.loss, model.params), dict(zip(model.params, values, strict=True))
-    )
+    params = [model.W, model.scale]
+    values = [x.type() for x in params]
+    dense = clone_replace(pytensor.grad(model.loss, params), dict(zip(params, values, strict=True)))
     inputs = [model.i, model.j, *values]
     return pytensor.function(inputs, dense, mode=in_python("FAST_COMPILE"))
 
@@ -102,50 +101,72 @@ def tolerance(dtype):
     return {"rtol": 2e-4, "atol": 2e-5} if dtype == "float32" else {"rtol": 1e-10, "atol": 1e-12}
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_five_steps(name, mode, dtype):
-    """As in NumPy, over the blocks in use; of all others every bit stays, in all states, too."""
-    model, options = Model(dtype), OPTIMIZERS[name]
-    new = getattr(updates, name)(model.loss, model.params, RATE, **options)
-    states, each = [x for x in new if x not in model.params and x.ndim], STATES.get(name, 1)
-    assert len(states) == 3 * each
-    train = model.compile(new, mode)
-    places = [address_of(x) for x in new]
-    gradients = dense_gradients(dtype)
-    expected = {x: x.get_value() for x in (*model.params, *states)}
-    for t in range(1, 6):
-        i, j = model.indices()
-        named = np.zeros((model.blocks, 5), bool)
+class Followed:
+    """What an optimizer does to a model, beside what NumPy makes of it over the blocks in use."""
+
+    def __init__(self, name, dtype, indices):
+        self.name, self.options, self.model = name, OPTIMIZERS[name], Model(dtype, indices=indices)
+        self.params = [self.model.W, self.model.scale]
+        self.new = getattr(updates, name)(self.model.loss, self.params, RATE, **self.options)
+        states = [x for x in self.new if x not in self.params and x.ndim]
+        self.each = STATES.get(name, 1)
+        assert len(states) == len(self.params) * self.each
+        self.states = {
+            x: states[k * self.each : (k + 1) * self.each] for k, x in enumerate(self.params)
+        }
+        self.values = {x: x.get_value() for x in (*self.params, *states)}
+        self.places = {x: address_of(x) for x in self.values}
+
+    def move(self, t, i, j):
+        """Step number t of the values, in place."""
+        named = np.zeros((self.model.blocks, 5), bool)
         for row, columns in zip(i, j, strict=True):
             named[np.ix_(row, columns)] = True
-        in_use = {model.W: named, model.table: named.any(1), model.scale: np.ones(3, bool)}
-        of_params = gradients(i, j, *(expected[x] for x in model.params))
-        for position, (x, g) in enumerate(zip(model.params, of_params, strict=True)):
-            at, of = (
-                in_use[x],
-                states[position * len(states) // 3 : (position + 1) * len(states) // 3],
-            )
-            parts = [expected[state][at] for state in of]
-            expected[x][at] = rule(name, t, expected[x][at], g[at], parts, **options)
-            for state, part in zip(of, parts, strict=True):
-                expected[state][at] = part
-        before = {x: x.get_value() for x in expected}
+        in_use = named, np.ones(3, bool)
+        values = [self.values[x] for x in self.params]
+        gradients = dense_gradients(self.model.dtype)(i, j, *values)
+        for x, g, at in zip(self.params, gradients, in_use, strict=True):
+            parts = [self.values[state][at] for state in self.states[x]]
+            part = rule(self.name, t, self.values[x][at], g[at], parts, **self.options)
+            for y, new in zip((x, *self.states[x]), (part, *parts), strict=True):
+                self.values[y][at] = new
+        self.rests = {y: (~named, y.get_value()[~named]) for y in self.of_W}
+
+    @property
+    def of_W(self):
+        return self.model.W, *self.states[self.model.W]
+
+    def check(self):
+        """The values, and of blocks that are not in use every bit."""
+        for x, value in self.values.items():
+            np.testing.assert_allclose(x.get_value(), value, **tolerance(self.model.dtype))
+        for y, (rest, before) in self.rests.items():
+            np.testing.assert_array_equal(y.get_value()[rest], before)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("mode", MODES)
+def test_five_steps(mode, dtype):
+    """As in NumPy, over the blocks in use; of all others every bit stays, in all states, too."""
+    indices = pt.lmatrices("i", "j")
+    followed = [Followed(name, dtype, indices) for name in OPTIMIZERS]
+    new = {x: value for each in followed for x, value in each.new.items()}
+    train = pytensor.function(indices, updates=new, mode=mode)
+    for t in range(1, 6):
+        i, j = followed[0].model.indices()
+        for each in followed:
+            each.move(t, i, j)
         train(i, j)
-        for x, value in expected.items():
-            np.testing.assert_allclose(x.get_value(), value, **tolerance(dtype))
-        for x in (model.W, *(state for state in states if state.name.startswith("W."))):
-            np.testing.assert_array_equal(x.get_value()[~named], before[x][~named])
-    if mode != "FAST_COMPILE":
-        assert [address_of(x) for x in new if x.ndim > 1] == [
-            place for x, place in zip(new, places, strict=True) if x.ndim > 1
-        ]
+        for each in followed:
+            each.check()
+    for each in followed if mode != "FAST_COMPILE" else ():
+        assert [address_of(x) for x in each.of_W] == [each.places[x] for x in each.of_W]
 
 
-@pytest.mark.parametrize("mode", COMPILED)
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_in_place(name, mode):
+@pytest.mark.parametrize(
+    ("mode", "name"), [("CVM", "adam"), *(("NUMBA", name) for name in OPTIMIZERS)]
+)
+def test_in_place(mode, name):
     """No node makes a value of the weights' size but those that write into them."""
     model = Model("float32", blocks=400)
     model.params.remove(model.scale)
@@ -350,22 +371,28 @@ def test_arrays_of_other_shapes_are_told(mode, shape, error):
     np.testing.assert_array_equal(other.get_value(), before)
 
 
+RULES = {
+    "twice": lambda g, W: g.put(g.put(W, 2 * g.values), 3 * g.values + g.of(W)),
+    "one value": lambda g, W: g.put(W, pt.ones((1, 1, 1)) * pt.exp(g.values.sum())),
+    "two arrays": lambda g, W: g.put(W, g.values[::-1]) + g.put(W, g.of(W) * g.of(W + 1)),
+    "of another precision": lambda g, W: g.put(W.astype("float64"), g.values + np.float32(1)),
+    "views": lambda g, W: g.put(W[::-1, ::-1][::-1, ::-1], pt.sqrt(abs(g.of(W)))),
+}
+COMPILED_RULES = ("of another precision", "views")
+
+
 @pytest.mark.parametrize(
-    "put",
+    ("mode", "name"),
     [
-        lambda g, W: g.put(g.put(W, 2 * g.values), 3 * g.values + g.of(W)),
-        lambda g, W: g.put(W, pt.ones((1, 1, 1)) * pt.exp(g.values.sum())),
-        lambda g, W: g.put(W.astype("float64"), g.values + np.float32(1)),
-        lambda g, W: g.put(W[::-1, ::-1][::-1, ::-1], pt.sqrt(abs(g.of(W)))),
-        lambda g, W: g.put(W, g.values[::-1]) + g.put(W, g.of(W) * g.of(W + 1)),
+        *((in_python("NUMBA"), name) for name in RULES),
+        *(pytest.param("CVM", name, marks=needs_compiler) for name in COMPILED_RULES),
+        *(("NUMBA", name) for name in COMPILED_RULES),
     ],
-    ids=["twice", "one value", "of another precision", "views", "two arrays"],
 )
-@pytest.mark.parametrize("mode", COMPILED)
-def test_rules_that_are_not_one_pass(mode, put):
+def test_other_rules(mode, name):
     """With the rewrites as without."""
     model = Model("float32")
-    result = put(blocks_of(model), model.W)
+    result = RULES[name](blocks_of(model), model.W)
     indices = model.indices()
     actual = model.compile(None, mode, result)(*indices)
     without = Mode("py", "fast_run").excluding("blocksparse")
