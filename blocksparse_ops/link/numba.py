@@ -1,11 +1,10 @@
-"""The ops in Numba: importing this registers them."""
+"""The ops in Numba: importing this registers them, and zeros."""
 
 from collections import namedtuple
 from hashlib import sha256
 
 import numba
 import numpy as np
-from numba import literal_unroll
 from numba.core import types
 from numba.core.registry import cpu_target
 from numba.extending import overload
@@ -17,7 +16,6 @@ from pytensor.link.numba.dispatch.basic import (
     register_funcify_and_cache_key,
     register_funcify_default_op_cache_key,
 )
-from pytensor.link.numba.dispatch.tensor_basic import numba_funcify_Alloc
 
 from blocksparse_ops.bias import BLOCKS, COLUMNS, CheckedColumns
 from blocksparse_ops.gradient import SparseBlockGradient, SplitNumbers
@@ -49,11 +47,11 @@ from blocksparse_ops.kernels.numba.gradient import (
 from blocksparse_ops.kernels.numba.outer import CHECK_OUTER, RUN_OUTER, RUN_OUTER_PARALLEL, outer_at
 from blocksparse_ops.kernels.numba.plain import plain_gemv, plain_gradient, plain_outer
 from blocksparse_ops.kernels.numba.threads import one_thread, start_threads, threads_allowed
+from blocksparse_ops.link import numba_zeros as numba_zeros
 from blocksparse_ops.ops import SparseBlockGemv, SparseBlockOuter
 from blocksparse_ops.part import NOT_WRITEABLE, SparseBlockOuterInPart
 from blocksparse_ops.signature import DOT, LARGEST, NO_FAULT, SHAPE
 from blocksparse_ops.update_blocks import UpdateBlocks, repeats
-from blocksparse_ops.zeros import BlockFull, BlockZeros, RepeatedZero
 
 # The types of scalar that the tiles are written for.
 FAST = ("float32", "float64")
@@ -368,79 +366,3 @@ def numba_funcify_CheckedColumns(op, **kwargs):
         return np.asarray(W.shape[-1])
 
     return columns, version()
-
-
-def shape_of(ndim):
-    """Compiled code that makes a shape of a tuple of sizes, each an array without axes."""
-
-    @kernel
-    def shape(sizes):
-        lengths = np.empty(ndim, np.int64)
-        axis = 0
-        for size in literal_unroll(sizes):
-            lengths[axis] = size.item()
-            axis += 1  # noqa: SIM113
-        return to_fixed_tuple(lengths, ndim)
-
-    return shape
-
-
-def allocation_key(op, node):
-    out_type = node.outputs[0].type
-    key = f"{op.__class__.__name__}_{out_type.dtype}_{out_type.ndim}_{version()}"
-    return sha256(key.encode()).hexdigest()
-
-
-@register_funcify_default_op_cache_key(RepeatedZero)
-def numba_funcify_RepeatedZero(op, node, **kwargs):
-    shape_of_sizes = shape_of(node.outputs[0].type.ndim)
-
-    @kernel
-    def repeated_zero(value, *sizes):
-        return np.broadcast_to(value, shape_of_sizes(sizes))
-
-    return repeated_zero, version()
-
-
-# To fill more numbers takes longer than to leave compiled code.
-LARGE = 1 << 16
-
-
-@register_funcify_and_cache_key(BlockZeros)
-def numba_funcify_BlockZeros(op, node, **kwargs):
-    if not op.value_is_scalar_zero(node.inputs[0]):
-        return numba_funcify_Alloc(op, node, **kwargs)
-    out_type = node.outputs[0].type
-    dtype, ndim = np.dtype(out_type.dtype), out_type.ndim
-    array_type = types.Array(numba.from_dtype(dtype), ndim, "C")
-    shape_of_sizes = shape_of(ndim)
-
-    @kernel
-    def block_zeros(value, *sizes):
-        shape = shape_of_sizes(sizes)
-        count = 1
-        for length in shape:
-            count *= length
-        if count < LARGE:
-            return np.zeros(shape, dtype)
-        # NumPy's come as zero from the system: pages that nothing is added to are never touched.
-        with numba.objmode(zeros=array_type):
-            zeros = np.zeros(shape, dtype)
-        return zeros
-
-    return block_zeros, allocation_key(op, node)
-
-
-@register_funcify_and_cache_key(BlockFull)
-def numba_funcify_BlockFull(op, node, **kwargs):
-    out_type = node.outputs[0].type
-    dtype, shape_of_sizes = np.dtype(out_type.dtype), shape_of(out_type.ndim)
-
-    @kernel
-    def block_full(value, *sizes):
-        out = np.empty(shape_of_sizes(sizes), dtype)
-        for place in range(out.size):
-            out.flat[place] = value.item()
-        return out
-
-    return block_full, allocation_key(op, node)
