@@ -159,8 +159,8 @@ def test_the_example_of_theano():
     # This computes all the outputs.
     output = h_softmax(x, batch_size, output_size, n_classes, n_outputs_per_class, W1, b1, W2, b2)
 
-    function = pytensor.function([x, target], [negll, output, *pt.grad(negll, [W1, W2])],
-                                 mode=in_python("FAST_COMPILE"))  # fmt: skip
+    results = [negll, output, *pt.grad(negll, [W1, W2])]
+    function = pytensor.function([x, target], results, mode="FAST_COMPILE")
     rng = np.random.default_rng(0)
     values = rng.integers(0, 3, (32, 10)).astype("int32")
     targets = rng.integers(0, 100, (32, 1)).astype("int32")
