@@ -76,7 +76,7 @@ class UpdateBlocks(COp):
             if any((block >= n).any() for block, n in zip(place, whole.shape, strict=False)):
                 raise IndexError(WRONG_PLACE)
         parts = [operands[k][place] if k < self.arrays else operands[k] for k in self.reads]
-        results, wholes = self.results(node, parts), [operands[k] for k in self.writes]
+        results, wholes = self.results(parts), [operands[k] for k in self.writes]
         for result, whole in zip(results, wholes, strict=True):
             if result.shape != (len(inputBlock), *whole.shape[2:]):
                 raise ValueError(WRONG_SIZE)
@@ -84,7 +84,7 @@ class UpdateBlocks(COp):
             storage[0] = whole if self.inplace else whole.copy()
             storage[0][place] = result
 
-    def results(self, node: Apply, parts: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def results(self, parts: Sequence[np.ndarray]) -> list[np.ndarray]:
         """What PyTensor's elementwise op makes of the elements."""
         elementwise = Elemwise(self.rule)
         types = [

@@ -59,7 +59,7 @@ def optimizer(
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         options = of.bind(*args, **kwargs).arguments
-        loss_or_grads, params = (options.pop("loss_or_grads", None), options.pop("params", None))
+        loss_or_grads, params = options.pop("loss_or_grads", None), options.pop("params", None)
         if loss_or_grads is None and params is None:
             return partial(call, **options)
         if loss_or_grads is None or params is None:

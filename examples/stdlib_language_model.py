@@ -116,12 +116,7 @@ def parse(argv):
     parser = argparse.ArgumentParser(description=summary)
     add = parser.add_argument
     add("--dense", action="store_true", help="a full softmax layer, for comparison: some minutes")
-    add(
-        "--optimizer",
-        choices=OPTIMIZERS,
-        default="adam",
-        help="of blocksparse_ops (%(default)s)",
-    )
+    add("--optimizer", choices=OPTIMIZERS, default="adam", help="whose steps (%(default)s)")
     add("--steps", type=int, default=2500, help=f"updates, of {BATCH} tokens (%(default)s)")
     add("--files", type=int, help="read only so many modules (all of them but the tests)")
     add("--seed", type=int, default=0, help="of the split, the initial weights and the batches")

@@ -25,7 +25,7 @@ class Layer:
         self.array = pytensor.shared(self.rng.normal(size=shape).astype("float32"), "array")
         self.h = pt.tensor3("h", dtype="float32")
         self.i, self.j = pt.lmatrices("i", "j")
-        self.lr, self.lr64 = (pt.scalar("lr", dtype="float32"), pt.scalar("lr64", dtype="float64"))
+        self.lr, self.lr64 = pt.scalar("lr", dtype="float32"), pt.scalar("lr64", dtype="float64")
         self.k = pt.lscalar("k")
         self.inputs = [self.h, self.i, self.j, self.lr, self.lr64, self.k]
 
@@ -130,7 +130,9 @@ STEPS = {
     "switch of two steps": (
         W_SHAPE,
         lambda s: pt.switch(
-            s.k < 1, s.array - s.lr * plain(s), s.array - pt.grad(s.other_loss(s.array), s.array)
+            s.k < 1,
+            s.array - s.lr * plain(s),
+            s.array - pt.grad(s.other_loss(s.array), s.array),
         ),
         2,
     ),
@@ -186,7 +188,7 @@ COMPILED = [
     "B[::-2, 1:]",
     "a part of a flat vector",
     "switch of the weights",
-    "clipped by the norm",
+    "clipped by the norm, two uses",
 ]
 
 
