@@ -25,14 +25,16 @@ class TensorOp(Op):
         def __call__(self, *inputs: Any, **kwargs: Any) -> TensorVariable: ...
 
 
-def as_argument(signature: Signature, name: str, value: object) -> TensorVariable:
+def as_argument(
+    signature: Signature, name: str, value: object, padding_idx: int | None = None
+) -> TensorVariable:
     """Return `value` as a tensor.
 
     Raises
     ------
     TypeError
         If it cannot be one, or has not the dimensions, or as an index not the dtype, that `name`
-        must have.
+        must have: of integers, `padding_idx` among them.
     """
     is_index = name in signature.indexed
     variable = (as_block_index if is_index else as_tensor)(signature.op, name, value)
@@ -46,18 +48,22 @@ def as_argument(signature: Signature, name: str, value: object) -> TensorVariabl
         )
     if is_index:
         require_integers(signature.op, name, variable)
+        require_padding(signature.op, name, variable, padding_idx)
     return variable
 
 
 def check_constants(
-    signature: Signature, arguments: Mapping[str, Variable], sizes: Mapping[str, int | None]
+    signature: Signature,
+    arguments: Mapping[str, Variable],
+    sizes: Mapping[str, int | None],
+    padding_idx: int | None = None,
 ) -> None:
     """Raise an IndexError if an index that is a constant names no block of those known to be."""
     for name, letter in signature.indexed.items():
         index, blocks = arguments[name], sizes[letter]
         if isinstance(index, Constant) and blocks is not None:
             axis = signature.dimension_name(signature.blocks_of(name))
-            check_range(f"{signature.op}: {name}", index.data, axis, blocks)
+            check_range(f"{signature.op}: {name}", index.data, axis, blocks, padding_idx)
 
 
 def as_tensor(
@@ -95,6 +101,37 @@ def require_integers(op: str, name: str, index: TensorVariable | np.ndarray) -> 
         raise TypeError(
             f"{op}: {name} has dtype {index.dtype}; block indices must be integers. "
             "A mask becomes indices by nonzero(), whole numbers by .astype('int64')"
+        )
+
+
+def as_padding(op: str, padding_idx: object) -> int | None:
+    """Return the index that names no block as an int, or None if each names one.
+
+    Raises
+    ------
+    TypeError
+        If it is no integer.
+    """
+    if padding_idx is None:
+        return None
+    if isinstance(padding_idx, int | np.integer) and not isinstance(padding_idx, bool):
+        return int(padding_idx)
+    raise TypeError(
+        f"{op}: padding_idx is {padding_idx!r}; expected None or an integer: the index that names "
+        "no block, for instance -1"
+    )
+
+
+def require_padding(
+    op: str, name: str, index: TensorVariable | np.ndarray, padding_idx: int | None
+) -> None:
+    """Raise unless an index variable may hold the index that names no block."""
+    limits = np.iinfo(index.dtype)
+    if padding_idx is not None and not limits.min <= padding_idx <= limits.max:
+        raise TypeError(
+            f"{op}: {name} has dtype {index.dtype}, which cannot hold padding_idx = {padding_idx}. "
+            "Cast the index to a dtype that can, for instance .astype('int64'), or give another "
+            "padding_idx, for instance the number of blocks"
         )
 
 

@@ -14,7 +14,7 @@ from pytensor.tensor.type import complex_dtypes, discrete_dtypes, tensor
 from pytensor.tensor.variable import TensorVariable
 
 from blocksparse_ops import reference
-from blocksparse_ops.arguments import TensorLike, TensorOp, as_argument, foldable
+from blocksparse_ops.arguments import TensorLike, TensorOp, as_argument, as_padding, foldable
 from blocksparse_ops.kernels.c import source
 from blocksparse_ops.signature import Signature
 from blocksparse_ops.zeros import zeros_like
@@ -26,15 +26,16 @@ class SparseBlockOp(TensorOp, OpenMPOp):
     A subclass gives its `signature` and its mathematics.
     """
 
-    __props__ = ("inplace",)
+    __props__: ClassVar[tuple[str, ...]] = ("inplace", "padding_idx")
     # Of the dtypes that have no C code, float16 would warn before it falls to `perform`.
     _f16_ok = True
 
     signature: ClassVar[Signature]
 
-    def __init__(self, inplace: bool = False):
+    def __init__(self, inplace: bool = False, padding_idx: int | None = None):
         super().__init__(openmp=False)
         self.inplace = inplace
+        self.padding_idx = as_padding(self.signature.op, padding_idx)
         if inplace:
             self.destroy_map = {0: [0]}
 
@@ -44,7 +45,7 @@ class SparseBlockOp(TensorOp, OpenMPOp):
 
     def make_node(self, *inputs: TensorLike) -> Apply:
         variables = [
-            as_argument(self.signature, name, value)
+            as_argument(self.signature, name, value, self.padding_idx)
             for name, value in zip(self.signature.names, inputs, strict=True)
         ]
         sizes = self.signature.static_sizes([variable.type.shape for variable in variables])
@@ -83,7 +84,9 @@ class SparseBlockOp(TensorOp, OpenMPOp):
         return cast(variable, dtype)
 
     def do_constant_folding(self, fgraph: FunctionGraph, node: Apply) -> bool:
-        return foldable(node, lambda *values: reference.check(self.signature, values))
+        return foldable(
+            node, lambda *values: reference.check(self.signature, values, self.padding_idx)
+        )
 
     def infer_shape(self, *args: Any) -> list[tuple]:
         # PyTensor 3.0 calls this with (fgraph, node, shapes), later versions with (node, shapes).
@@ -141,11 +144,12 @@ class SparseBlockOp(TensorOp, OpenMPOp):
         if all(tangent is None for tangent in known):
             return [disconnected_type()]
         result, *others = known
+        op = type(self)(padding_idx=self.padding_idx)
         if result is None:
             result = zeros_like(o)
         for k, tangent in enumerate(others):
             if tangent is not None:
-                result = type(self)()(result, *factors[:k], tangent, *factors[k + 1 :])
+                result = op(result, *factors[:k], tangent, *factors[k + 1 :])
         return [result]
 
     def c_compile_args(self, **kwargs: Any) -> list[str]:

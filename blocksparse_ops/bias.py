@@ -12,7 +12,7 @@ from pytensor.tensor.type import lscalar
 from pytensor.tensor.variable import TensorVariable
 
 from blocksparse_ops.arguments import TensorOp
-from blocksparse_ops.ops import sparse_block_gemv
+from blocksparse_ops.ops import SparseBlockGemv
 from blocksparse_ops.signature import DOT, SHAPE
 from blocksparse_ops.zeros import full
 
@@ -25,11 +25,17 @@ BLOCKS, COLUMNS = (
 
 
 def add_rows(
-    o: TensorVariable, table: TensorVariable, index: TensorVariable, batch: TensorVariable
+    o: TensorVariable,
+    table: TensorVariable,
+    index: TensorVariable,
+    batch: TensorVariable,
+    padding_idx: int | None = None,
 ) -> TensorVariable:
     """``o[n, w] + table[index[n, w]]``: of an input block of size 1, each example uses a one."""
-    one, block = full((batch, 1, 1), 1, o.dtype), full((batch, 1), 0, "int64")
-    return sparse_block_gemv(o, table[None, :, None, :], one, block, index)
+    only_block = -1 if padding_idx == 0 else 0
+    one, block = full((batch, 1, 1), 1, o.dtype), full((batch, 1), only_block, "int64")
+    op = SparseBlockGemv(padding_idx=padding_idx)
+    return op(o, table[None, :, None, :], one, block, index)
 
 
 def columns_of(W: TensorVariable, b: TensorVariable) -> TensorVariable:

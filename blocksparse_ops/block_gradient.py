@@ -18,9 +18,9 @@ from blocksparse_ops.gradient import (
     AXES_OF_BLOCKS,
     SHAPES,
     BlockGradient,
+    SparseBlockGradient,
     as_blocks,
     merged,
-    sparse_block_gradient,
 )
 from blocksparse_ops.ops import SparseBlockGemv
 
@@ -91,10 +91,12 @@ def gradient_of_uses(
     weights = as_blocks(W)
     gradients = []
     for use, g in zip(uses, cotangents, strict=True):
-        _, _, h, inputIdx, outputIdx = use.product.owner.inputs
+        node = use.product.owner
+        _, _, h, inputIdx, outputIdx = node.inputs
         sides = [(h, inputIdx), (g, outputIdx)]
         (x, xIdx), (y, yIdx) = reversed(sides) if use.is_transposed else sides
-        gradients.append(BlockGradient(*sparse_block_gradient(weights, x, y, xIdx, yIdx)))
+        op = SparseBlockGradient(node.op.padding_idx)
+        gradients.append(BlockGradient(*op(weights, x, y, xIdx, yIdx)))
     gradient = merged(gradients, weights.shape[1])
     return gradient._replace(values=cast(gradient.values, W.dtype))
 

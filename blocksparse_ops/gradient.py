@@ -23,7 +23,7 @@ from blocksparse_ops import reference
 from blocksparse_ops.arguments import TensorLike, as_tensor
 from blocksparse_ops.base import SparseBlockOp
 from blocksparse_ops.kernels.c import source
-from blocksparse_ops.ops import sparse_block_gemv, sparse_block_outer
+from blocksparse_ops.ops import both_ops, sparse_block_gemv
 from blocksparse_ops.signature import GRADIENT
 from blocksparse_ops.zeros import full, zeros, zeros_like
 
@@ -37,15 +37,16 @@ class SparseBlockGradient(SparseBlockOp):
     Notes
     -----
     A call takes what `SparseBlockOuter` takes, with the weights first, of which only the shape and
-    the dtype matter, and raises what that raises. It returns block indices of shape (blocks in
+    the dtype matter, and raises what that raises. With `padding_idx` an index equal to it names no
+    block. It returns block indices of shape (blocks in
     use,), twice, and values of shape (blocks in use, iSize, oSize).
     """
 
-    __props__: ClassVar[tuple[()]] = ()
+    __props__: ClassVar[tuple[str, ...]] = ("padding_idx",)
     signature = GRADIENT
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, padding_idx: int | None = None) -> None:
+        super().__init__(padding_idx=padding_idx)
 
     def make_node(
         self,
@@ -67,7 +68,8 @@ class SparseBlockGradient(SparseBlockOp):
     def perform(
         self, node: Apply, inputs: Sequence[np.ndarray], output_storage: list[list]
     ) -> None:
-        for storage, result in zip(output_storage, reference.gradient(*inputs), strict=True):
+        results = reference.gradient(*inputs, padding_idx=self.padding_idx)
+        for storage, result in zip(output_storage, results, strict=True):
             storage[0] = result
 
     def do_constant_folding(self, fgraph: FunctionGraph, node: Apply) -> bool:
@@ -93,7 +95,8 @@ class SparseBlockGradient(SparseBlockOp):
         W, *factors = inputs
         o = zeros_like(W.astype(outputs[2].dtype))
         g = BlockGradient(outputs[0], outputs[1], cotangents[2]).dense(W.shape)
-        return [disconnected_type(), *sparse_block_outer.pullback([o, *factors], (), [g])[1:]]
+        _, outer = both_ops(self.padding_idx)
+        return [disconnected_type(), *outer.pullback([o, *factors], (), [g])[1:]]
 
     def pushforward(
         self,
@@ -116,9 +119,6 @@ class SparseBlockGradient(SparseBlockOp):
         self, node: Apply, name: str, inputs: list[str], outputs: list[str], sub: dict[str, str]
     ) -> str:
         return source.call_gradient(node, name, inputs, outputs, sub["fail"])
-
-
-sparse_block_gradient = SparseBlockGradient()
 
 
 class SplitNumbers(Op):

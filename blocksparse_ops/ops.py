@@ -28,6 +28,8 @@ class SparseBlockGemv(SparseBlockOp):
     ----------
     inplace : bool, optional
         Write the result into `o`. For rewrites: PyTensor refuses such an op in a user's graph.
+    padding_idx : int, optional
+        The index that names no block: what stands there adds nothing, and nothing is added there.
 
     Notes
     -----
@@ -90,13 +92,16 @@ class SparseBlockGemv(SparseBlockOp):
     def perform(
         self, node: Apply, inputs: Sequence[np.ndarray], output_storage: list[list]
     ) -> None:
-        output_storage[0][0] = reference.gemv(*inputs, inplace=self.inplace)
+        output_storage[0][0] = reference.gemv(
+            *inputs, inplace=self.inplace, padding_idx=self.padding_idx
+        )
 
     def gradients(self, g: TensorVariable, *inputs: TensorVariable) -> dict[str, TensorVariable]:
         _, W, h, inputIdx, outputIdx = inputs
+        gemv, outer = both_ops(self.padding_idx)
         return {
-            "W": sparse_block_outer(zeros_like(W), h, g, inputIdx, outputIdx),
-            "h": sparse_block_gemv(zeros_like(h), W.transpose(1, 0, 3, 2), g, outputIdx, inputIdx),
+            "W": outer(zeros_like(W), h, g, inputIdx, outputIdx),
+            "h": gemv(zeros_like(h), W.transpose(1, 0, 3, 2), g, outputIdx, inputIdx),
         }
 
     def flops(self, inputs: Sequence[tuple[int, ...]], outputs: Sequence[tuple[int, ...]]) -> int:
@@ -112,6 +117,8 @@ class SparseBlockOuter(SparseBlockOp):
     ----------
     inplace : bool, optional
         Write the result into `o`. For rewrites: PyTensor refuses such an op in a user's graph.
+    padding_idx : int, optional
+        The index that names no block: what stands there adds nothing, and nothing is added there.
 
     Notes
     -----
@@ -178,22 +185,34 @@ class SparseBlockOuter(SparseBlockOp):
     def perform(
         self, node: Apply, inputs: Sequence[np.ndarray], output_storage: list[list]
     ) -> None:
-        output_storage[0][0] = reference.outer(*inputs, inplace=self.inplace)
+        output_storage[0][0] = reference.outer(
+            *inputs, inplace=self.inplace, padding_idx=self.padding_idx
+        )
 
     def gradients(self, g: TensorVariable, *inputs: TensorVariable) -> dict[str, TensorVariable]:
         _, x, y, xIdx, yIdx, alpha = inputs
-        unscaled_x = sparse_block_gemv(zeros_like(x), g.transpose(1, 0, 3, 2), y, yIdx, xIdx)
-        unscaled_y = sparse_block_gemv(zeros_like(y), g, x, xIdx, yIdx)
+        gemv, _ = both_ops(self.padding_idx)
+        unscaled_x = gemv(zeros_like(x), g.transpose(1, 0, 3, 2), y, yIdx, xIdx)
+        unscaled_y = gemv(zeros_like(y), g, x, xIdx, yIdx)
+        products = x * unscaled_x
+        if self.padding_idx is not None:  # where x may be NaN
+            padding = pt.constant(self.padding_idx, dtype=xIdx.dtype)
+            products = pt.switch(pt.eq(xIdx, padding)[:, :, None], 0, products)
         return {
             "x": alpha * unscaled_x,
             "y": alpha * unscaled_y,
-            "alpha": pt.sum(x * unscaled_x, dtype=alpha.dtype),
+            "alpha": pt.sum(products, dtype=alpha.dtype),
         }
 
     def flops(self, inputs: Sequence[tuple[int, ...]], outputs: Sequence[tuple[int, ...]]) -> int:
         """Multiplications and additions of one call, from its shapes, for PyTensor's profiler."""
         _, (batch, xWin, xSize), (_, yWin, ySize), *_ = inputs
         return 2 * batch * xWin * yWin * xSize * ySize
+
+
+def both_ops(padding_idx: int | None) -> tuple[SparseBlockGemv, SparseBlockOuter]:
+    """The ops to which the same index names no block."""
+    return SparseBlockGemv(padding_idx=padding_idx), SparseBlockOuter(padding_idx=padding_idx)
 
 
 sparse_block_gemv = SparseBlockGemv()
@@ -227,6 +246,6 @@ def vectorize_sparse_block_gemv(
         return x.reshape((prod(new_shape) * batch, *core), ndim=ndim)
 
     o, h, inputIdx, outputIdx = (fold(x, n) for x, n in zip(batched, ndims, strict=True))
-    folded = sparse_block_gemv(o, W, h, inputIdx, outputIdx)
+    folded = SparseBlockGemv(padding_idx=op.padding_idx)(o, W, h, inputIdx, outputIdx)
     out_shape = (*new_shape, *tuple(batched[0].shape)[-3:])
     return folded.reshape(out_shape, ndim=new_dims + 3).owner

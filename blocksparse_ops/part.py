@@ -10,7 +10,7 @@ from pytensor.tensor.type import tensor
 
 from blocksparse_ops import reference
 from blocksparse_ops.arguments import TensorOp
-from blocksparse_ops.ops import sparse_block_outer_inplace
+from blocksparse_ops.ops import SparseBlockOuter
 
 NOT_WRITEABLE = (
     "SparseBlockOuter: the array that is updated in a part of it is read-only or repeats "
@@ -25,13 +25,14 @@ class SparseBlockOuterInPart(TensorOp, OpenMPOp):
     ``set_subtensor(whole[...], outer(whole[...], ...))`` becomes in place.
     """
 
-    __props__ = ()
+    __props__ = ("padding_idx",)
     destroy_map = {0: [0]}  # noqa: RUF012
     destroyhandler_tolerate_aliased = ((0, 1),)
-    outer = sparse_block_outer_inplace
 
-    def __init__(self) -> None:
+    def __init__(self, padding_idx: int | None = None) -> None:
         super().__init__(openmp=False)
+        self.outer = SparseBlockOuter(inplace=True, padding_idx=padding_idx)
+        self.padding_idx = self.outer.padding_idx
 
     def make_node(self, *inputs: Variable) -> Apply:
         """Of the whole, the part, the arguments of an outer product but the first, and a shape."""
@@ -49,7 +50,9 @@ class SparseBlockOuterInPart(TensorOp, OpenMPOp):
     ) -> None:
         whole, part, x, y, xIdx, yIdx, alpha, *shape = inputs
         blocks = part.reshape(*shape) if shape else part
-        result = reference.outer(blocks, x, y, xIdx, yIdx, alpha, inplace=True)
+        result = reference.outer(
+            blocks, x, y, xIdx, yIdx, alpha, inplace=True, padding_idx=self.padding_idx
+        )
         if not part.flags.writeable or result is not blocks:
             raise ValueError(NOT_WRITEABLE)
         if not np.may_share_memory(blocks, part):

@@ -24,9 +24,10 @@ def gemv(
     outputIdx: np.ndarray,
     *,
     inplace: bool = False,
+    padding_idx: int | None = None,
 ) -> np.ndarray:
     """o[n, w] + sum_v h[n, v] @ W[inputIdx[n, v], outputIdx[n, w]], in o itself if `inplace`."""
-    inputIdx, outputIdx = check(GEMV, (o, W, h, inputIdx, outputIdx))
+    inputIdx, outputIdx = check(GEMV, (o, W, h, inputIdx, outputIdx), padding_idx)
     out = destination(o, inplace)
     for i, j, n, v, w in block_groups(inputIdx, outputIdx):
         np.add.at(out, (n, w), h[n, v] @ W[i, j])
@@ -42,9 +43,10 @@ def outer(
     alpha: np.ndarray,
     *,
     inplace: bool = False,
+    padding_idx: int | None = None,
 ) -> np.ndarray:
     """o[xIdx[n, v], yIdx[n, w]] += alpha * outer(x[n, v], y[n, w]), in o itself if `inplace`."""
-    xIdx, yIdx = check(OUTER, (o, x, y, xIdx, yIdx, alpha))
+    xIdx, yIdx = check(OUTER, (o, x, y, xIdx, yIdx, alpha), padding_idx)
     out = destination(o, inplace)
     if alpha == 0:
         return out
@@ -60,9 +62,11 @@ def gradient(
     xIdx: np.ndarray,
     yIdx: np.ndarray,
     alpha: np.ndarray,
+    *,
+    padding_idx: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The blocks of an outer product on zeros that an index names, and their values."""
-    xIdx, yIdx = check(GRADIENT, (W, x, y, xIdx, yIdx, alpha))
+    xIdx, yIdx = check(GRADIENT, (W, x, y, xIdx, yIdx, alpha), padding_idx)
     groups = list(block_groups(xIdx, yIdx))
     values = np.zeros((len(groups), x.shape[2], y.shape[2]), x.dtype)
     if alpha != 0:
@@ -72,7 +76,13 @@ def gradient(
     return *np.ascontiguousarray(blocks.T), values
 
 
-def check(signature: Signature, arrays: Sequence[np.ndarray]) -> list[npt.NDArray[np.int64]]:
+# Stands for an index that names no block, among those that are counted from the start.
+NO_BLOCK = -1
+
+
+def check(
+    signature: Signature, arrays: Sequence[np.ndarray], padding_idx: int | None = None
+) -> list[npt.NDArray[np.int64]]:
     """Return the index arrays as int64 counted from the start, or raise what is wrong.
 
     Raises
@@ -87,19 +97,23 @@ def check(signature: Signature, arrays: Sequence[np.ndarray]) -> list[npt.NDArra
     for name in signature.indexed:
         which = signature.names.index(name)
         index, blocks = arrays[which], sizes[signature.blocks_of(name)]
-        where = first_out_of_range(index, blocks)
+        where = first_out_of_range(index, blocks, padding_idx)
         if where is not None:
             kind = UNSIGNED_INDEX if index.dtype.kind == "u" else SIGNED_INDEX
             first, second = where
-            signature.raise_fault(kind, which, first, second, int(index[where]), blocks)
-        indices.append(count_from_start(index, blocks))
+            value = int(index[where])
+            signature.raise_fault(kind, which, first, second, value, blocks, padding_idx)
+        indices.append(count_from_start(index, blocks, padding_idx))
     return indices
 
 
-def count_from_start(index: np.ndarray, blocks: int) -> npt.NDArray[np.int64]:
-    """The same blocks as int64 without negative values; all are in range."""
-    index = index.astype(np.int64)
-    return np.where(index < 0, index + blocks, index)
+def count_from_start(
+    index: np.ndarray, blocks: int, padding_idx: int | None = None
+) -> npt.NDArray[np.int64]:
+    """The same blocks as int64, NO_BLOCK or without a sign; all are in range."""
+    block = index.astype(np.int64)
+    block = np.where(block < 0, block + blocks, block)
+    return block if padding_idx is None else np.where(index == padding_idx, NO_BLOCK, block)
 
 
 def destination(o: np.ndarray, inplace: bool) -> np.ndarray:
@@ -114,9 +128,10 @@ def block_groups(inputIdx: np.ndarray, outputIdx: np.ndarray) -> Iterator[tuple]
     n, v and w are arrays, an entry a triple.
     """
     i, j = np.broadcast_arrays(inputIdx[:, :, None], outputIdx[:, None, :])
-    if not i.size:
-        return
     order = np.lexsort((j.ravel(), i.ravel()))
+    order = order[((i != NO_BLOCK) & (j != NO_BLOCK)).ravel()[order]]
+    if not order.size:
+        return
     triples = np.unravel_index(order, i.shape)
     i, j = i.ravel()[order], j.ravel()[order]
     borders = np.flatnonzero((np.diff(i) != 0) | (np.diff(j) != 0)) + 1

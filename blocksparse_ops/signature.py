@@ -137,7 +137,14 @@ class Signature:
         return disagreement(self.op, names[0], size, names[1], other_size)
 
     def raise_fault(
-        self, kind: int, which: int, first: int, second: int, value: int, size: int
+        self,
+        kind: int,
+        which: int,
+        first: int,
+        second: int,
+        value: int,
+        size: int,
+        padding_idx: int | None = None,
     ) -> NoReturn:
         """Raise the error that a record stands for.
 
@@ -151,6 +158,8 @@ class Signature:
             For SHAPE the two sizes, for an index where the value stands.
         value, size : int
             For an index its 64 bits, and the number of blocks.
+        padding_idx : int, optional
+            The index that names no block.
         """
         if kind == SHAPE:
             one, other = self.equal_sizes[which]
@@ -165,8 +174,9 @@ class Signature:
         name = self.names[which]
         if kind == UNSIGNED_INDEX:
             value %= 2**64
+            padding_idx = None if padding_idx is None else padding_idx % 2**64
         axis = self.dimension_name(self.blocks_of(name))
-        told = out_of_range(f"{self.op}: {name}", (first, second), value, axis, size)
+        told = out_of_range(f"{self.op}: {name}", (first, second), value, axis, size, padding_idx)
         raise IndexError(f"{told} (in {IN_A_GRADIENT[self.op, name]})")
 
 
@@ -178,25 +188,39 @@ def disagreement(op: str, axis: str, size: int, other_axis: str, other_size: int
     )
 
 
-def check_range(name: str, index: np.ndarray, axis: str, blocks: int) -> None:
+def check_range(
+    name: str, index: np.ndarray, axis: str, blocks: int, padding_idx: int | None = None
+) -> None:
     """Raise an IndexError if an index, called `name`, lies outside [-blocks, blocks)."""
-    where = first_out_of_range(index, blocks)
+    where = first_out_of_range(index, blocks, padding_idx)
     if where is not None:
-        raise IndexError(out_of_range(name, where, index[where], axis, blocks))
+        raise IndexError(out_of_range(name, where, index[where], axis, blocks, padding_idx))
 
 
-def first_out_of_range(index: np.ndarray, blocks: int) -> tuple[int, ...] | None:
-    """Position of the first index outside [-blocks, blocks)."""
+def first_out_of_range(
+    index: np.ndarray, blocks: int, padding_idx: int | None = None
+) -> tuple[int, ...] | None:
+    """Position of the first index outside [-blocks, blocks) that is no padding."""
     wrong = (index < -blocks) | (index >= blocks)
+    if padding_idx is not None:
+        wrong &= index != padding_idx
     return tuple(np.argwhere(wrong)[0].tolist()) if wrong.any() else None
 
 
-def out_of_range(name: str, where: Sequence[int], value: int, axis: str, size: int) -> str:
+def out_of_range(
+    name: str,
+    where: Sequence[int],
+    value: int,
+    axis: str,
+    size: int,
+    padding_idx: int | None = None,
+) -> str:
     """The words for a block index that is out of range."""
     stands = ", ".join(map(str, where))
+    padding = "" if padding_idx is None else f", or be padding_idx = {padding_idx}"
     return (
         f"{name}[{stands}] = {value} is out of range: {axis} = {size}, "
-        f"so a block index must lie in [{-size}, {size})"
+        f"so a block index must lie in [{-size}, {size}){padding}"
     )
 
 
@@ -263,6 +287,10 @@ TAKE = Signature(
 SIGNATURES = {signature.op: signature for signature in (GEMV, OUTER, GRADIENT, DOT)}
 
 
-def raise_fault(op: str, record: Sequence[int]) -> NoReturn:
-    """Raise what a kernel's record says of a call of the op of this name."""
-    SIGNATURES[op].raise_fault(*map(int, record))
+def raise_fault(op: str, record: Sequence[int], padding: tuple[int, int]) -> NoReturn:
+    """Raise what a kernel's record says of a call of the op of this name.
+
+    `padding` is whether there is an index that names no block, and its 64 bits.
+    """
+    is_given, value = padding
+    SIGNATURES[op].raise_fault(*map(int, record), int(value) if is_given else None)

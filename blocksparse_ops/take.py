@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from pytensor.tensor.variable import TensorVariable
 
-from blocksparse_ops.arguments import TensorLike, as_argument, as_block_index, check_constants
+from blocksparse_ops.arguments import (
+    TensorLike,
+    as_argument,
+    as_block_index,
+    as_padding,
+    check_constants,
+)
 from blocksparse_ops.bias import add_rows
 from blocksparse_ops.signature import TAKE
 from blocksparse_ops.zeros import zeros
 
 
-def sparse_block_take(table: TensorLike, index: TensorLike) -> TensorVariable:
+def sparse_block_take(
+    table: TensorLike, index: TensorLike, padding_idx: int | None = None
+) -> TensorVariable:
     """``table[index]``, with a gradient that touches only the rows in use
 
     Parameters
@@ -19,17 +27,20 @@ def sparse_block_take(table: TensorLike, index: TensorLike) -> TensorVariable:
         For instance an embedding, a row a token.
     index : (...)
         Which rows, of any number of dimensions.
+    padding_idx : int, optional
+        The index that names no row, so that windows may differ in length: for instance -1, which
+        then is not the last row.
 
     Returns
     -------
     (..., columns)
-        The rows.
+        The rows, zeros where the index is padded.
 
     Raises
     ------
     TypeError
-        For what is no tensor, a table that has not two dimensions, or an index that holds no
-        integers.
+        For what is no tensor, a table that has not two dimensions, an index that holds no
+        integers, or a `padding_idx` that is none, or that the index's dtype cannot hold.
     IndexError
         For an index out of range, here if it is a constant and the number of rows is known, or
         when the graph runs. It is then told as the outputIdx of a product.
@@ -39,7 +50,8 @@ def sparse_block_take(table: TensorLike, index: TensorLike) -> TensorVariable:
     It is a block-sparse product in which each row of the table is a block. So a step
     ``table - lr * gradient`` costs what the rows in use cost, however many there are, and is in
     place. Any integers are indices; negative ones count from the end, repeated ones accumulate in
-    the gradient.
+    the gradient. Unlike PyTorch's ``padding_idx``, which names a row that gets no gradient, this one
+    names no row, and no row need be there for it.
 
     Examples
     --------
@@ -49,13 +61,18 @@ def sparse_block_take(table: TensorLike, index: TensorLike) -> TensorVariable:
     >>> sparse_block_take(table, [2, -3]).eval()
     array([[5., 6.],
            [1., 2.]])
+    >>> sparse_block_take(table, [2, -1], padding_idx=-1).eval()
+    array([[5., 6.],
+           [0., 0.]])
     """
+    padding_idx = as_padding(TAKE.op, padding_idx)
     index = as_block_index(TAKE.op, "index", index)
     table = as_argument(TAKE, "table", table)
-    windows = as_argument(TAKE, "index", as_windows(index))
-    check_constants(TAKE, {"index": index}, {"j": table.type.shape[0]})
+    windows = as_argument(TAKE, "index", as_windows(index), padding_idx)
+    check_constants(TAKE, {"index": index}, {"j": table.type.shape[0]}, padding_idx)
     batch, window = windows.shape[0], windows.shape[1]
-    rows = add_rows(zeros((batch, window, table.shape[1]), table.dtype), table, windows, batch)
+    start = zeros((batch, window, table.shape[1]), table.dtype)
+    rows = add_rows(start, table, windows, batch, padding_idx)
     if index.type.ndim > 2:
         return rows.reshape((*index.shape, table.shape[1]), ndim=index.type.ndim + 1)
     return rows.dimshuffle(*range(2 - index.type.ndim, 3))

@@ -19,7 +19,7 @@ def inplace_twin(node: Apply) -> list[Variable] | None:
     """Return the result of the same op, in place, or None if it is in place already."""
     if node.op.inplace:
         return None
-    result = type(node.op)(inplace=True)(*node.inputs)
+    result = type(node.op)(inplace=True, padding_idx=node.op.padding_idx)(*node.inputs)
     copy_stack_trace(node.outputs[0], result)
     return [result]
 
@@ -66,7 +66,7 @@ def local_inplace_sparse_block_outer_in_part(
             part = read.op(whole, *read.inputs[1:])
             for view in () if is_reshaped else (*downs, *checks):
                 part = view.op(part, *view.inputs[1:])
-            whole = SparseBlockOuterInPart()(whole, part, *n.inputs[1:], *shape)
+            whole = SparseBlockOuterInPart(n.op.padding_idx)(whole, part, *n.inputs[1:], *shape)
             copy_stack_trace([n.outputs[0], write.outputs[0]], whole)
             checks = []
     return {write.outputs[0]: whole}

@@ -10,7 +10,7 @@ from pytensor.graph.rewriting.basic import copy_stack_trace, node_rewriter
 from pytensor.tensor.basic import cast, constant, get_underlying_scalar_constant_value
 from pytensor.tensor.math import Sum
 
-from blocksparse_ops.gradient import BlockGradient, merged, sparse_block_gradient, squared_norm
+from blocksparse_ops.gradient import BlockGradient, SparseBlockGradient, merged, squared_norm
 from blocksparse_ops.ops import SparseBlockOuter
 from blocksparse_ops.rewrites.linear import linear_terms, sizes_of
 from blocksparse_ops.rewrites.match import is_elementwise, register, sole_client
@@ -61,8 +61,8 @@ def blocks_in_use(fgraph: FunctionGraph, form: LinearForm) -> BlockGradient | No
         places.add(() if is_exchanged else place.key)
         (x, xIdx), (y, yIdx) = sides
         like = RepeatedZero()(constant(np.zeros((1,) * 4, x.dtype)), *sizes)
-        outputs = sparse_block_gradient(like, x, y, xIdx, yIdx, scale.times(alpha))
-        gradients.append(BlockGradient(*outputs))
+        op = SparseBlockGradient(node.op.padding_idx)
+        gradients.append(BlockGradient(*op(like, x, y, xIdx, yIdx, scale.times(alpha))))
     return merged(gradients, sizes[1]) if len(places) == 1 else None
 
 

@@ -120,8 +120,10 @@ class BlockSparseRaiseFirst(GraphRewriter):
             early = Schedule(fgraph).early
             for node in destroyers:
                 if isinstance(node.op, OUTERS):
-                    arguments = outer_arguments(node)
-                    if not any(makes_checks_of(fgraph, other, arguments) for other in early):
+                    arguments, padding_idx = outer_arguments(node), node.op.padding_idx
+                    if not any(
+                        makes_checks_of(fgraph, other, arguments, padding_idx) for other in early
+                    ):
                         check_before(fgraph, node, arguments)
 
 
@@ -168,9 +170,11 @@ def outer_arguments(node: Apply) -> tuple[Any, ...]:
     return blocks, x, y, xIdx, yIdx, alpha
 
 
-def makes_checks_of(fgraph: FunctionGraph, other: Apply, arguments: tuple[Any, ...]) -> bool:
+def makes_checks_of(
+    fgraph: FunctionGraph, other: Apply, arguments: tuple[Any, ...], padding_idx: int | None
+) -> bool:
     """Whether a gemv over weights of the same shape refuses all that an outer of these refuses."""
-    if not isinstance(other.op, SparseBlockGemv):
+    if not isinstance(other.op, SparseBlockGemv) or other.op.padding_idx != padding_idx:
         return False
     _, W, h, *indices = other.inputs
     blocks, x, y, *outer_indices, _ = arguments
@@ -236,7 +240,7 @@ def check_before(fgraph: FunctionGraph, outer: Apply, arguments: tuple[Any, ...]
     blocks, x, y, xIdx, yIdx, alpha = arguments
     are_known = same_shape(fgraph, blocks, y, 3, 2)
     blocks = unwritten(blocks)
-    op = SparseBlockOuter()
+    op = SparseBlockOuter(padding_idx=outer.op.padding_idx)
     without_columns = op(blocks[:, :, :, :0], x, y[:, :, :0], xIdx, yIdx, alpha)
     were_checked = [eq(Shape_i(3)(without_columns), 0)]
     if not are_known:

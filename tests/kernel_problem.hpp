@@ -205,6 +205,7 @@ struct Problem {
 
     Sizes sizes;
     bool is_exact;              // small integers, whose sums have no error
+    Padding padding;
     std::vector<Dimension> dimensions;  // of all arguments, one after the other
     std::vector<SizePair> equal_sizes;
     IndexType types[count];
@@ -224,6 +225,7 @@ struct Problem {
             tensors[a] = draw_layout(random, shape, size, a == 0);
             if (is_index(a)) tensors[a].array.integer = types[a].integer;
         }
+        draw_padding(random);
         const bool pattern_is_shared = random.once_in(3);
         draw_index(random, input_index, sizes['i'], pattern_is_shared, input_blocks);
         draw_index(random, output_index, sizes['j'], pattern_is_shared, output_blocks);
@@ -282,15 +284,26 @@ struct Problem {
         dimensions.push_back(dimension);
     }
 
+    // What both indices may hold.
+    void draw_padding(Random& random) {
+        const i64 value = random.one_of({-1, -1, 0, 1, 100, sizes['i'], sizes['j']});
+        const bool is_held = types[input_index].holds(value) && types[output_index].holds(value);
+        padding = {random.once_in(2) && is_held, value};
+        for (int a : {input_index, output_index}) tensors[a].array.padding = padding;
+    }
+
     void draw_index(Random& random, int argument, i64 count, bool rows_are_equal,
                     std::vector<i64>& blocks) {
         const Tensor& tensor = tensors[argument];
         const IndexType& type = types[argument];
+        const i64 once_padded_in = random.one_of({1, 2, 2, 2, 5, 1000});
         tensor.for_each([&](char* address, const i64* at) {
             if (rows_are_equal && at[0] > 0) {
                 std::memcpy(address, address - at[0] * tensor.array.strides[0], type.bytes);
                 return;
             }
+            if (padding.is_given && random.once_in(once_padded_in))
+                return type.store(address, padding.value);
             const i64 block = random.below(count), from_end = block - count;
             const bool may_be_negative = type.is_signed && type.holds(from_end);
             const bool is_negative = may_be_negative && random.once_in(2);
@@ -298,21 +311,32 @@ struct Problem {
         });
         tensor.for_each([&](char* address, const i64*) {
             const i64 value = type.load(address);
-            blocks.push_back(value < 0 ? value + count : value);
+            blocks.push_back(padding.is(value) ? no_block : value < 0 ? value + count : value);
         });
     }
 
-    // Calls use(n, v, w, i, j) for every triple.
+    // Calls use(n, v, w, i, j) for every triple that is not padded.
     template <class Use>
     void for_each_triple(const Use& use) const {
         const i64 inputs = sizes.at('v'), outputs = sizes.at('w');
         for (i64 n = 0; n < sizes.at('n'); ++n)
             for (i64 v = 0; v < inputs; ++v)
-                for (i64 w = 0; w < outputs; ++w)
-                    use(n, v, w, input_blocks[n * inputs + v], output_blocks[n * outputs + w]);
+                for (i64 w = 0; w < outputs; ++w) {
+                    const i64 i = input_blocks[n * inputs + v];
+                    const i64 j = output_blocks[n * outputs + w];
+                    if (i != no_block && j != no_block) use(n, v, w, i, j);
+                }
     }
 
-    // Blocks that no triple uses keep what new memory holds.
+    // Whether an element of an argument stands at a place that is padded.
+    bool is_padded(int argument, const i64* at) const {
+        if (tensors[argument].array.ndim != 3) return false;
+        const bool is_input = Op<Kernel>::axes[argument][1] == 'v';
+        const std::vector<i64>& blocks = is_input ? input_blocks : output_blocks;
+        return blocks[at[0] * sizes.at(is_input ? 'v' : 'w') + at[1]] == no_block;
+    }
+
+    // Blocks that no triple uses, and what is padded, keep what new memory holds.
     void draw_values(Random& random) {
         const i64 oBlocks = sizes['j'];
         std::vector<bool> used(sizes['i'] * oBlocks);
@@ -322,6 +346,7 @@ struct Problem {
             const bool has_blocks = tensors[a].array.ndim == 4;
             tensors[a].for_each([&](char* address, const i64* at) {
                 if (has_blocks && !used[at[0] * oBlocks + at[1]]) return;
+                if (is_padded(a, at)) return;
                 const double value = is_exact ? double(random.below(9) - 4) : random.normal();
                 *reinterpret_cast<T*>(address) = static_cast<T>(value);
             });

@@ -42,8 +42,8 @@ def primitive(name: str, function: Callable, *parameters: str) -> Primitive:
     return made
 
 
-gemv_p = primitive("sparse_block_gemv", gemv_in_steps, "transposed")
-outer_p = primitive("sparse_block_outer", outer_in_steps)
+gemv_p = primitive("sparse_block_gemv", gemv_in_steps, "transposed", "padding")
+outer_p = primitive("sparse_block_outer", outer_in_steps, "padding")
 
 
 def gemv(
@@ -52,18 +52,28 @@ def gemv(
     h: Array,
     inputIdx: Array,
     outputIdx: Array,
+    *,
     transposed: bool = False,
+    padding: int | None = None,
     constants: Constants | None = None,
 ) -> Array:
     constants = constants or constants_of((o, W, h), inputIdx, outputIdx)
-    return gemv_p.bind(o, W, h, inputIdx, outputIdx, transposed=transposed, constants=constants)
+    parameters = {"transposed": transposed, "padding": padding, "constants": constants}
+    return gemv_p.bind(o, W, h, inputIdx, outputIdx, **parameters)
 
 
 def outer(
-    o: Array, x: Array, y: Array, xIdx: Array, yIdx: Array, constants: Constants | None = None
+    o: Array,
+    x: Array,
+    y: Array,
+    xIdx: Array,
+    yIdx: Array,
+    *,
+    padding: int | None = None,
+    constants: Constants | None = None,
 ) -> Array:
     constants = constants or constants_of((o, x, y), xIdx, yIdx)
-    return outer_p.bind(o, x, y, xIdx, yIdx, constants=constants)
+    return outer_p.bind(o, x, y, xIdx, yIdx, padding=padding, constants=constants)
 
 
 def pushforward(
@@ -109,17 +119,20 @@ def pullback_gemv(
     outputIdx: Array,
     *,
     transposed: bool,
+    padding: int | None,
     constants: Constants | None,
 ) -> Gradients:
-    exchanged = constants and constants.exchanged()
+    straight = {"padding": padding, "constants": constants}
+    exchanged = {"padding": padding, "constants": constants and constants.exchanged()}
 
     def to_W(zeros: Array) -> Array:
         if transposed:
-            return outer(zeros, cotangent, h, outputIdx, inputIdx, exchanged)
-        return outer(zeros, h, cotangent, inputIdx, outputIdx, constants)
+            return outer(zeros, cotangent, h, outputIdx, inputIdx, **exchanged)
+        return outer(zeros, h, cotangent, inputIdx, outputIdx, **straight)
 
     def to_h(zeros: Array) -> Array:
-        return gemv(zeros, W, cotangent, outputIdx, inputIdx, not transposed, exchanged)
+        arguments = zeros, W, cotangent, outputIdx, inputIdx
+        return gemv(*arguments, transposed=not transposed, **exchanged)
 
     return pullback(cotangent, o, (W, to_W), (h, to_h))
 
@@ -132,15 +145,17 @@ def pullback_outer(
     xIdx: Array,
     yIdx: Array,
     *,
+    padding: int | None,
     constants: Constants | None,
 ) -> Gradients:
-    exchanged = constants and constants.exchanged()
+    straight = {"padding": padding, "constants": constants}
+    exchanged = {"padding": padding, "constants": constants and constants.exchanged()}
 
     def to_x(zeros: Array) -> Array:
-        return gemv(zeros, cotangent, y, yIdx, xIdx, True, exchanged)
+        return gemv(zeros, cotangent, y, yIdx, xIdx, transposed=True, **exchanged)
 
     def to_y(zeros: Array) -> Array:
-        return gemv(zeros, cotangent, x, xIdx, yIdx, False, constants)
+        return gemv(zeros, cotangent, x, xIdx, yIdx, **straight)
 
     return pullback(cotangent, o, (x, to_x), (y, to_y))
 
@@ -150,17 +165,22 @@ ad.primitive_transposes[outer_p] = pullback_outer
 
 
 def map_gemv_p(
-    arguments: Sequence[Array], axes: Axes, *, transposed: bool, constants: Constants | None
+    arguments: Sequence[Array],
+    axes: Axes,
+    *,
+    transposed: bool,
+    padding: int | None,
+    constants: Constants | None,
 ) -> tuple[Array, int]:
     call = partial(gemv, transposed=transposed)
-    first_axis = "outputIdx" if transposed else "inputIdx"
-    return map_gemv(jnp, counted, call, arguments, axes, first_axis), 0
+    names = ("outputIdx", "inputIdx") if transposed else ("inputIdx", "outputIdx")
+    return map_gemv(jnp, counted, call, arguments, axes, padding, names), 0
 
 
 def map_outer_p(
-    arguments: Sequence[Array], axes: Axes, *, constants: Constants | None
+    arguments: Sequence[Array], axes: Axes, *, padding: int | None, constants: Constants | None
 ) -> tuple[Array, int]:
-    return map_outer(jnp, counted, outer, arguments, axes), 0
+    return map_outer(jnp, counted, outer, arguments, axes, padding), 0
 
 
 batching.primitive_batchers[gemv_p] = map_gemv_p

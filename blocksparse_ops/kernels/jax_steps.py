@@ -18,6 +18,8 @@ from blocksparse_ops.kernels.tiles import (
     choose_form,
     count_from_start,
     cut,
+    is_padding,
+    is_wrong,
     reuse_of,
     rows_of_step,
     sizes_of,
@@ -54,15 +56,20 @@ class Constants:
 
 
 def cut_by_block(
-    left: Array, right: Array, sizes: Sizes, form: Form, constants: Constants | None
+    left: Array,
+    right: Array,
+    sizes: Sizes,
+    form: Form,
+    padding: int | None,
+    constants: Constants | None,
 ) -> Tiles:
     """Cut the triples into tiles, constants by NumPy when the product is compiled."""
     if constants is None:
         return cut(jnp, left, right, sizes, form)
     tiles = cut(
         np,
-        count_from_start(np, constants.left, sizes.iBlocks, int),
-        count_from_start(np, constants.right, sizes.oBlocks, int),
+        count_from_start(np, constants.left, sizes.iBlocks, int, padding),
+        count_from_start(np, constants.right, sizes.oBlocks, int, padding),
         sizes,
         form,
     )
@@ -71,8 +78,8 @@ def cut_by_block(
     return tiles._replace(**arrays, steps=int(tiles.steps))
 
 
-def counted(index: Array, blocks: int) -> Array:
-    return count_from_start(jnp, index, blocks, int)
+def counted(index: Array, blocks: int, padding: int | None = None) -> Array:
+    return count_from_start(jnp, index, blocks, int, padding)
 
 
 def countable_sizes(inputIdx: Array, outputIdx: Array, blocks: Sequence[int]) -> Sizes:
@@ -96,8 +103,10 @@ def add_at(values: Array, positions: Any, terms: Array) -> Array:
     return (selected.max if values.dtype == jnp.bool_ else selected.add)(terms, mode="drop")
 
 
-def gather(W: Array, i: Array, j: Array, transposed: bool) -> Array:
-    return W.at[(j, i) if transposed else (i, j)].get(mode="clip")
+def gather(W: Array, i: Array, j: Array, transposed: bool, may_be_none: bool = False) -> Array:
+    """Blocks; what is none of them is zeros if it `may_be_none`, and else any block."""
+    blocks = W.at[(j, i) if transposed else (i, j)]
+    return blocks.get(mode="fill", fill_value=0) if may_be_none else blocks.get(mode="clip")
 
 
 def add_by_block(
@@ -108,11 +117,12 @@ def add_by_block(
     outputIdx: Array,
     sizes: Sizes,
     transposed: bool,
+    padding: int | None,
     constants: Constants | None,
 ) -> Array:
     """Add the products to the rows of all outputs, tile by tile of one block each."""
     form = choose_form(sizes, *W.shape[2:])
-    tiles = cut_by_block(inputIdx, outputIdx, sizes, form, constants)
+    tiles = cut_by_block(inputIdx, outputIdx, sizes, form, padding, constants)
     left = rows(h)
     product = "krq,kpq->krp" if transposed else "krp,kpq->krq"
 
@@ -138,6 +148,7 @@ def add_by_window(
     outputIdx: Array,
     sizes: Sizes,
     transposed: bool,
+    may_be_none: bool,
 ) -> Array:
     """Add the products to the rows of all outputs, a few outputs with their whole windows a step.
 
@@ -155,7 +166,7 @@ def add_by_window(
         term = number * of_step + jnp.arange(of_step)
         part, output = jnp.divmod(jnp.minimum(term, total - 1), sizes.outputs)
         row = part // parts * sizes.outputs + output
-        blocks = gather(W, i[part], j[row], transposed)
+        blocks = gather(W, i[part], j[row], transposed, may_be_none)
         if transposed:
             products = jnp.einsum("kvq,kvpq->kvp", x[part], blocks).sum(1)
         else:
@@ -167,19 +178,24 @@ def add_by_window(
     return jax.lax.fori_loop(0, -(-total // of_step), add_step, sums)
 
 
-def multiply(h: Array, W: Array, i: Array, j: Array, transposed: bool) -> Array:
+def multiply(
+    h: Array, W: Array, i: Array, j: Array, transposed: bool, may_be_none: bool
+) -> Array:
     """The sums over windows and depths, of as many examples as may be gathered at once."""
     batch, outputs = j.shape
     if transposed:
-        blocks = gather(W, i[:, :, None], j[:, None, :], transposed)
+        blocks = gather(W, i[:, :, None], j[:, None, :], transposed, may_be_none)
         matrices = blocks.reshape(*i.shape, -1, blocks.shape[-1])
         return (matrices @ h[..., None]).sum(1).reshape(batch, outputs, -1)
     if h.shape[2] == 1 and h.shape[1] <= UNROLLED_WINDOW:
         # XLA makes one loop of gathers, products and sums.
-        places = (gather(W, i[:, v : v + 1], j, transposed)[:, :, 0] for v in range(h.shape[1]))
+        places = (
+            gather(W, i[:, v : v + 1], j, transposed, may_be_none)[:, :, 0]
+            for v in range(h.shape[1])
+        )
         return sum(h[:, v, None] * blocks for v, blocks in enumerate(places))
     # The blocks of one output as one matrix, by which its inputs, as one row, are multiplied.
-    blocks = gather(W, i[:, None, :], j[:, :, None], transposed)
+    blocks = gather(W, i[:, None, :], j[:, :, None], transposed, may_be_none)
     matrices = blocks.reshape(batch, outputs, -1, blocks.shape[-1])
     return (h.reshape(batch, 1, 1, -1) @ matrices)[:, :, 0]
 
@@ -203,12 +219,19 @@ def some_of(values: Array, start: Array, count: int) -> Array:
 
 
 def gemv_by_example(
-    o: Array, W: Array, h: Array, inputIdx: Array, outputIdx: Array, transposed: bool, of_step: int
+    o: Array,
+    W: Array,
+    h: Array,
+    inputIdx: Array,
+    outputIdx: Array,
+    of_step: int,
+    transposed: bool,
+    may_be_none: bool,
 ) -> Array:
     """Gather all blocks of some examples at a time."""
 
     def result_of(o: Array, h: Array, i: Array, j: Array) -> Array:
-        return o + multiply(h, W, i, j, transposed).astype(o.dtype)
+        return o + multiply(h, W, i, j, transposed, may_be_none).astype(o.dtype)
 
     batch = len(o)
     if of_step >= batch:
@@ -231,6 +254,7 @@ def gemv_in_steps(
     outputIdx: Array,
     *,
     transposed: bool,
+    padding: int | None = None,
     constants: Constants | None = None,
 ) -> Array:
     """o[n, w] + sum_v h[n, v] @ W[inputIdx[n, v], outputIdx[n, w]]
@@ -240,19 +264,26 @@ def gemv_in_steps(
     """
     iBlocks, oBlocks = W.shape[1::-1] if transposed else W.shape[:2]
     sizes = countable_sizes(inputIdx, outputIdx, (iBlocks, oBlocks))
-    inputIdx, outputIdx = counted(inputIdx, iBlocks), counted(outputIdx, oBlocks)
+    i, j = counted(inputIdx, iBlocks, padding), counted(outputIdx, oBlocks, padding)
+    may_be_none = padding is not None
+    if may_be_none:
+        h = jnp.where(is_padding(inputIdx, padding)[:, :, None], 0, h)
     result = o
     if sizes.triples and W.size:
+        how = {"transposed": transposed, "may_be_none": may_be_none}
         if of_step := examples_of_step(sizes, W):
-            result = gemv_by_example(o, W, h, inputIdx, outputIdx, transposed, of_step)
+            result = gemv_by_example(o, W, h, i, j, of_step, **how)
         elif reuse_of(sizes) >= SORTED_REUSE:
-            arguments = fold(o), W, h, inputIdx, outputIdx
-            result = add_by_block(*arguments, sizes, transposed, constants).reshape(o.shape)
-        else:
-            sums = add_by_window(fold(o), W, h, inputIdx, outputIdx, sizes, transposed)
+            sums = add_by_block(fold(o), W, h, i, j, sizes, transposed, padding, constants)
             result = sums.reshape(o.shape)
-    wrong = (inputIdx == iBlocks).any(1, keepdims=True) | (outputIdx == oBlocks)
-    return jnp.where(wrong[:, :, None], unknown(o), result).astype(o.dtype)
+        else:
+            result = add_by_window(fold(o), W, h, i, j, sizes, **how).reshape(o.shape)
+    input_is_wrong = is_wrong(inputIdx, i, iBlocks, padding).any(1, keepdims=True)
+    wrong = input_is_wrong | is_wrong(outputIdx, j, oBlocks, padding)
+    result = jnp.where(wrong[:, :, None], unknown(o), result).astype(o.dtype)
+    if may_be_none:
+        result = jnp.where(is_padding(outputIdx, padding)[:, :, None], o, result)
+    return result
 
 
 def outer_by_example(o: Array, x: Array, y: Array, xIdx: Array, yIdx: Array, of_step: int) -> Array:
@@ -283,17 +314,18 @@ def outer_in_steps(
     xIdx: Array,
     yIdx: Array,
     *,
+    padding: int | None = None,
     constants: Constants | None = None,
 ) -> Array:
     """o[xIdx[n, v], yIdx[n, w]] += outer(x[n, v], y[n, w]), without what is out of range."""
     sizes = countable_sizes(xIdx, yIdx, o.shape[:2])
     if not sizes.triples or not o.size:
         return o
-    xIdx, yIdx = counted(xIdx, sizes.iBlocks), counted(yIdx, sizes.oBlocks)
+    xIdx, yIdx = counted(xIdx, sizes.iBlocks, padding), counted(yIdx, sizes.oBlocks, padding)
     if of_step := examples_of_step(sizes, o):
         return outer_by_example(o, x, y, xIdx, yIdx, of_step)
     form = choose_form(sizes, *o.shape[2:])
-    tiles = cut_by_block(xIdx, yIdx, sizes, form, constants)
+    tiles = cut_by_block(xIdx, yIdx, sizes, form, padding, constants)
     left, right = rows(x), rows(y)
 
     def add_step(number: Array, o: Array) -> Array:

@@ -4,12 +4,16 @@ The examples of all calls become examples of one. Weights that are mapped, too, 
 and each index names those of its own call.
 
 `xp` is the namespace of the library, and `counted` its function of an index and a number of blocks
-that counts from the start, and gives that number itself for what is out of range.
+that counts from the start, and gives that number itself for what is out of range. Where weights are
+mapped, what names no block becomes NO_BLOCK, of which there is none among the blocks of all calls.
 """
 
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, TypeAlias
+
+from blocksparse_ops.kernels.tiles import is_padding
+from blocksparse_ops.reference import NO_BLOCK
 
 # The axes that are mapped; None for an argument that all calls share.
 Axes: TypeAlias = Sequence[int | None]
@@ -34,12 +38,25 @@ def with_axis(xp: ModuleType, values: Any, axis: int | None, count: int) -> Any:
     return xp.moveaxis(values, axis, 0)
 
 
-def index_of_own(xp: ModuleType, counted: Callable, index: Any, blocks: int) -> Any:
-    """An index, mapped in front, into the blocks of all calls one after the other."""
-    count = index.shape[0]
-    index = counted(index, blocks)
-    first = xp.arange(count)[:, None, None] * blocks
-    return xp.where(index < blocks, index + first, count * blocks)
+def no_block_of(padding: int | None) -> int | None:
+    """What names no block among the numbers of blocks."""
+    return None if padding is None else NO_BLOCK
+
+
+def numbers_of(
+    xp: ModuleType,
+    counted: Callable,
+    index: Any,
+    blocks: int,
+    padding: int | None,
+    calls: int = 1,
+) -> Any:
+    """An index, mapped in front, into the blocks of so many calls one after the other."""
+    numbers = counted(index, blocks)
+    if calls > 1:
+        first = xp.arange(calls)[:, None, None] * blocks
+        numbers = xp.where(numbers < blocks, numbers + first, calls * blocks)
+    return numbers if padding is None else xp.where(is_padding(index, padding), NO_BLOCK, numbers)
 
 
 def map_gemv(
@@ -48,11 +65,12 @@ def map_gemv(
     call: Callable,
     arguments: Sequence[Any],
     axes: Axes,
-    first_axis: str = "inputIdx",
+    padding: int | None,
+    names: tuple[str, str] = ("inputIdx", "outputIdx"),
 ) -> Any:
     """`call` for each position of the mapped axes, which is the first of the result.
 
-    `first_axis` is the index that names blocks along the first axis of W.
+    `names` are the indices that name blocks along the first and the second axis of W.
     """
     count = mapped_count(arguments, axes)
     mapped = {
@@ -61,19 +79,26 @@ def map_gemv(
     }
     shape = mapped["o"].shape
     if axes[1] is not None:
-        blocks = mapped["W"].shape[1]
-        mapped[first_axis] = index_of_own(xp, counted, mapped[first_axis], blocks)
-        mapped["W"] = fold(mapped["W"])
+        for name, blocks, calls in zip(names, mapped["W"].shape[1:3], (count, 1), strict=True):
+            mapped[name] = numbers_of(xp, counted, mapped[name], blocks, padding, calls)
+        mapped["W"], padding = fold(mapped["W"]), no_block_of(padding)
     folded = [values if name == "W" else fold(values) for name, values in mapped.items()]
-    return call(*folded).reshape(shape)
+    return call(*folded, padding=padding).reshape(shape)
 
 
 def map_outer(
-    xp: ModuleType, counted: Callable, call: Callable, arguments: Sequence[Any], axes: Axes
+    xp: ModuleType,
+    counted: Callable,
+    call: Callable,
+    arguments: Sequence[Any],
+    axes: Axes,
+    padding: int | None,
 ) -> Any:
     """`call` for each position of the mapped axes, which is the first of the result."""
     count = mapped_count(arguments, axes)
     pairs = zip(arguments, axes, strict=True)
     o, x, y, xIdx, yIdx = (with_axis(xp, values, axis, count) for values, axis in pairs)
-    xIdx = index_of_own(xp, counted, xIdx, o.shape[1])
-    return call(*map(fold, (o, x, y, xIdx, yIdx))).reshape(o.shape)
+    xIdx = numbers_of(xp, counted, xIdx, o.shape[1], padding, count)
+    yIdx = numbers_of(xp, counted, yIdx, o.shape[2], padding)
+    folded = map(fold, (o, x, y, xIdx, yIdx))
+    return call(*folded, padding=no_block_of(padding)).reshape(o.shape)

@@ -11,6 +11,8 @@ from blocksparse_ops.kernels.tiles import (
     choose_form,
     count_from_start,
     cut,
+    is_padding,
+    is_wrong,
     rows_of_step,
     sizes_of,
     unknown,
@@ -20,10 +22,10 @@ from blocksparse_ops.kernels.tiles import (
 STEP_ELEMENTS = 1 << 20
 
 
-def counted(index: mx.array, blocks: int) -> mx.array:
+def counted(index: mx.array, blocks: int, padding: int | None) -> mx.array:
     # A copy, which MLX does not fuse with what uses it: a product of a product, with a gradient of
     # it, would fail.
-    return mx.contiguous(count_from_start(mx, index, blocks, mx.int64))
+    return mx.contiguous(count_from_start(mx, index, blocks, mx.int64, padding))
 
 
 def rows(values: mx.array) -> mx.array:
@@ -55,27 +57,44 @@ def steps_of(inputIdx: mx.array, outputIdx: mx.array, blocks: mx.array) -> Itera
 
 
 def gemv(
-    o: mx.array, W: mx.array, h: mx.array, inputIdx: mx.array, outputIdx: mx.array
+    o: mx.array,
+    W: mx.array,
+    h: mx.array,
+    inputIdx: mx.array,
+    outputIdx: mx.array,
+    *,
+    padding: int | None = None,
 ) -> mx.array:
     """o[n, w] + sum_v h[n, v] @ W[inputIdx[n, v], outputIdx[n, w]]
 
     A result that an index out of range takes part in is NaN.
     """
     iBlocks, oBlocks = W.shape[:2]
-    inputIdx, outputIdx = counted(inputIdx, iBlocks), counted(outputIdx, oBlocks)
+    i, j = counted(inputIdx, iBlocks, padding), counted(outputIdx, oBlocks, padding)
     left, sums = rows(h), rows(o)
-    for step in steps_of(inputIdx, outputIdx, W):
+    for step in steps_of(i, j, W):
         # MLX reads past the end; what is out of range adds to the row of zeros.
         blocks = W[mx.minimum(step.i, iBlocks - 1), mx.minimum(step.j, oBlocks - 1)]
         sums = sums.at[step.right].add(matmul(left[step.left], blocks))
-    wrong = (inputIdx == iBlocks).any(1, keepdims=True) | (outputIdx == oBlocks)
+    input_is_wrong = is_wrong(inputIdx, i, iBlocks, padding).any(1, keepdims=True)
+    wrong = input_is_wrong | is_wrong(outputIdx, j, oBlocks, padding)
+    if padding is not None:
+        wrong = wrong & ~is_padding(outputIdx, padding)
     return mx.where(wrong[:, :, None], unknown(o), sums[:-1].reshape(o.shape)).astype(o.dtype)
 
 
-def outer(o: mx.array, x: mx.array, y: mx.array, xIdx: mx.array, yIdx: mx.array) -> mx.array:
+def outer(
+    o: mx.array,
+    x: mx.array,
+    y: mx.array,
+    xIdx: mx.array,
+    yIdx: mx.array,
+    *,
+    padding: int | None = None,
+) -> mx.array:
     """o[xIdx[n, v], yIdx[n, w]] += outer(x[n, v], y[n, w]), without what is out of range."""
     iBlocks, oBlocks = o.shape[:2]
-    xIdx, yIdx = counted(xIdx, iBlocks), counted(yIdx, oBlocks)
+    xIdx, yIdx = counted(xIdx, iBlocks, padding), counted(yIdx, oBlocks, padding)
     left, right = rows(x), rows(y)
     for step in steps_of(xIdx, yIdx, o):
         products = matmul(left[step.left].swapaxes(-1, -2), right[step.right])

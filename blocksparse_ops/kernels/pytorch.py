@@ -13,7 +13,14 @@ from torch import Tensor
 from torch.library import Library, custom_op, register_fake
 
 from blocksparse_ops import reference
-from blocksparse_ops.kernels.mapped import Axes, fold, map_gemv, map_outer
+from blocksparse_ops.kernels.mapped import (
+    Axes,
+    fold,
+    map_gemv,
+    map_outer,
+    no_block_of,
+    numbers_of,
+)
 from blocksparse_ops.kernels.tiles import (
     SORTED_REUSE,
     Step,
@@ -23,6 +30,7 @@ from blocksparse_ops.kernels.tiles import (
     rows_of_step,
     sizes_of,
 )
+from blocksparse_ops.reference import NO_BLOCK
 from blocksparse_ops.signature import GEMV, OUTER, Signature
 
 # The working set of a step, in elements: a step has more overhead than in compiled code.
@@ -47,10 +55,13 @@ LIBRARY = Library("blocksparse_ops", "FRAGMENT")
 Gradients: TypeAlias = tuple[Tensor | None, ...]
 
 
-def checked(signature: Signature, arguments: Sequence[Tensor]) -> list[np.ndarray]:
+def checked(
+    signature: Signature, arguments: Sequence[Tensor], padding: int | None
+) -> list[np.ndarray]:
     """The indices, which come last, as arrays counted from the start, if all is right."""
     *values, left, right = arguments
-    return reference.check(signature, [*values, left.numpy(force=True), right.numpy(force=True)])
+    indices = left.numpy(force=True), right.numpy(force=True)
+    return reference.check(signature, [*values, *indices], padding)
 
 
 def operator(schema: str, fake: Callable) -> Callable[[Callable], Callable]:
@@ -82,16 +93,21 @@ def sorting_pays(inputIdx: Tensor, outputIdx: Tensor, blocks: Tensor) -> bool:
     return reuse >= SORTED_REUSE and blocks.shape[2] * blocks.shape[3] >= SORTED_BLOCK
 
 
-def steps_of(signature: Signature, arguments: Sequence[Tensor], blocks: Tensor) -> Iterator[Step]:
+def steps_of(
+    signature: Signature, arguments: Sequence[Tensor], blocks: Tensor, padding: int | None
+) -> Iterator[Step]:
     """Check the arguments, and yield the steps, as tensors where the blocks are."""
-    left, right = checked(signature, arguments)
-    sizes = sizes_of(left, right, blocks.shape[:2])
+    indices = checked(signature, arguments, padding)
+    sizes = sizes_of(*indices, blocks.shape[:2])
     if sizes.triples and blocks.numel():
+        pairs = zip(indices, blocks.shape[:2], strict=True)
+        left, right = (np.where(index == NO_BLOCK, count, index) for index, count in pairs)
         form = choose_form(sizes, *blocks.shape[2:], step_elements=STEP_ELEMENTS)
         tiles = cut(np, left, right, sizes, form)
         for number in range(tiles.steps):
             step = rows_of_step(np, tiles, number)
-            yield type(step)(*(torch.from_numpy(x).to(blocks.device) for x in step))
+            is_block = (step.i < sizes.iBlocks) & (step.j < sizes.oBlocks)
+            yield Step(*(torch.from_numpy(x[is_block]).to(blocks.device) for x in step))
 
 
 def rows(values: Tensor) -> Tensor:
@@ -107,24 +123,49 @@ def counted(index: Tensor, blocks: int) -> Tensor:
     return torch.where((index >= 0) & (index < blocks), index, blocks)
 
 
-GEMV_SCHEMA = "gemv(Tensor o, Tensor W, Tensor h, Tensor inputIdx, Tensor outputIdx) -> Tensor"
+GEMV_SCHEMA = (
+    "gemv(Tensor o, Tensor W, Tensor h, Tensor inputIdx, Tensor outputIdx, int? padding) -> Tensor"
+)
 OUTER_SCHEMA = (
-    "outer(Tensor o, Tensor x, Tensor y, Tensor xIdx, Tensor yIdx, bool checked_already) -> Tensor"
+    "outer(Tensor o, Tensor x, Tensor y, Tensor xIdx, Tensor yIdx, bool checked_already, "
+    "int? padding) -> Tensor"
 )
 
 
 @operator(GEMV_SCHEMA, like_first)
-def gemv_in_steps(o: Tensor, W: Tensor, h: Tensor, inputIdx: Tensor, outputIdx: Tensor) -> Tensor:
+def gemv_in_steps(
+    o: Tensor, W: Tensor, h: Tensor, inputIdx: Tensor, outputIdx: Tensor, padding: int | None
+) -> Tensor:
     left, sums = rows(h), rows(o)
-    for step in steps_of(GEMV, (o, W, h, inputIdx, outputIdx), W):
+    for step in steps_of(GEMV, (o, W, h, inputIdx, outputIdx), W, padding):
         products = torch.matmul(left[step.left], W[step.i, step.j])
         sums.index_add_(0, step.right.flatten(), fold(products))
     return sums[:-1].reshape(o.shape)
 
 
-def outer_by_example(o: Tensor, x: Tensor, y: Tensor, xIdx: Tensor, yIdx: Tensor) -> None:
+def rows_of_blocks(xIdx: Tensor, yIdx: Tensor, oBlocks: int, padding: int | None) -> Tensor:
+    """Which block each product is added to, as a row of the output, or NO_BLOCK.
+
+    The indices count from the start; with `padding` some may be NO_BLOCK.
+    """
+    i, j = xIdx[:, :, None], yIdx[:, None, :]
+    to = i * oBlocks + j
+    return to if padding is None else torch.where((i < 0) | (j < 0), NO_BLOCK, to)
+
+
+def add_rows_at(sums: Tensor, index: Tensor, rows: Tensor, padding: int | None) -> None:
+    """sums[index] += rows, in place, without those that belong to no block."""
+    if padding is not None:
+        is_block = index >= 0
+        index, rows = index[is_block], rows[is_block]
+    sums.index_add_(0, index, rows)
+
+
+def outer_by_example(
+    o: Tensor, x: Tensor, y: Tensor, xIdx: Tensor, yIdx: Tensor, padding: int | None
+) -> None:
     """Add the products of some examples at a time to `o`; the indices count from the start."""
-    flat = xIdx[:, :, None] * o.shape[1] + yIdx[:, None, :]
+    flat = rows_of_blocks(xIdx, yIdx, o.shape[1], padding)
     sums = fold(o).reshape(-1, o.shape[2] * o.shape[3])
     elements = flat.shape[1] * flat.shape[2] * sums.shape[1]
     of_step = max(STEP_ELEMENTS // elements, 1)
@@ -132,75 +173,108 @@ def outer_by_example(o: Tensor, x: Tensor, y: Tensor, xIdx: Tensor, yIdx: Tensor
         x.split(of_step), y.split(of_step), flat.split(of_step), strict=True
     ):
         products = some_x[:, :, None, :, None] * some_y[:, None, :, None, :]
-        sums.index_add_(0, to.flatten(), products.reshape(-1, sums.shape[1]))
+        add_rows_at(sums, to.flatten(), products.reshape(-1, sums.shape[1]), padding)
 
 
-@operator("add_rows(Tensor o, Tensor index, Tensor rows) -> Tensor", like_first)
-def add_rows(o: Tensor, index: Tensor, rows: Tensor) -> Tensor:
+@operator("add_rows(Tensor o, Tensor index, Tensor rows, int? padding) -> Tensor", like_first)
+def add_rows(o: Tensor, index: Tensor, rows: Tensor, padding: int | None) -> Tensor:
     """A copy of `o`, to whose blocks, as rows one after the other, rows are added."""
     o = o.clone(memory_format=torch.contiguous_format)
-    o.view(-1, rows.shape[1]).index_add_(0, index, rows)
+    add_rows_at(o.view(-1, rows.shape[1]), index, rows, padding)
     return o
 
 
-def outer_at_once(o: Tensor, x: Tensor, y: Tensor, xIdx: Tensor, yIdx: Tensor) -> Tensor:
+def outer_at_once(
+    o: Tensor, x: Tensor, y: Tensor, xIdx: Tensor, yIdx: Tensor, padding: int | None
+) -> Tensor:
     """For PyTorch's compiler, which makes all products in one loop, of indices in range."""
     iBlocks, oBlocks, *block = o.shape
-    rows = place_of(xIdx, iBlocks)[:, :, None] * oBlocks + place_of(yIdx, oBlocks)[:, None, :]
+    i, j = place_of(xIdx, iBlocks, padding), place_of(yIdx, oBlocks, padding)
+    rows = rows_of_blocks(i, j, oBlocks, padding)
     products = x[:, :, None, :, None] * y[:, None, :, None, :]
-    return add_rows(o, rows.reshape(-1), products.reshape(-1, block[0] * block[1]))
+    return add_rows(o, rows.reshape(-1), products.reshape(-1, block[0] * block[1]), padding)
 
 
 @operator(OUTER_SCHEMA, like_first)
 def outer_in_steps(
-    o: Tensor, x: Tensor, y: Tensor, xIdx: Tensor, yIdx: Tensor, checked_already: bool
+    o: Tensor,
+    x: Tensor,
+    y: Tensor,
+    xIdx: Tensor,
+    yIdx: Tensor,
+    checked_already: bool,
+    padding: int | None,
 ) -> Tensor:
     o = o.clone(memory_format=torch.contiguous_format)
     if sorting_pays(xIdx, yIdx, o):
         left, right = rows(x), rows(y)
-        for step in steps_of(OUTER, (o, x, y, xIdx, yIdx), o):
+        for step in steps_of(OUTER, (o, x, y, xIdx, yIdx), o, padding):
             products = torch.matmul(left[step.left].mT, right[step.right])
             o.index_put_((step.i, step.j), products, accumulate=True)
         return o
     if not checked_already:
-        checked(OUTER, (o, x, y, xIdx, yIdx))
+        checked(OUTER, (o, x, y, xIdx, yIdx), padding)
     if o.numel() and x.numel() and y.numel():
-        outer_by_example(o, x, y, counted(xIdx, o.shape[0]), counted(yIdx, o.shape[1]))
+        pairs = zip((xIdx, yIdx), o.shape[:2], strict=True)
+        indices = (numbers_of(torch, counted, index, count, padding) for index, count in pairs)
+        outer_by_example(o, x, y, *indices, padding)
     return o
 
 
 @custom_op("blocksparse_ops::check_gemv", mutates_args=())
 def check_gemv(
-    o: Tensor, W: Tensor, h: Tensor, inputIdx: Tensor, outputIdx: Tensor
+    o: Tensor, W: Tensor, h: Tensor, inputIdx: Tensor, outputIdx: Tensor, padding: int | None
 ) -> tuple[Tensor, Tensor]:
-    left, right = checked(GEMV, (o, W, h, inputIdx, outputIdx))
+    left, right = checked(GEMV, (o, W, h, inputIdx, outputIdx), padding)
     return torch.from_numpy(left).to(W.device), torch.from_numpy(right).to(W.device)
 
 
 @check_gemv.register_fake
-def _(o: Tensor, W: Tensor, h: Tensor, inputIdx: Tensor, outputIdx: Tensor) -> tuple[Tensor, ...]:
+def _(
+    o: Tensor, W: Tensor, h: Tensor, inputIdx: Tensor, outputIdx: Tensor, padding: int | None
+) -> tuple[Tensor, ...]:
     return tuple(torch.empty_like(x, dtype=torch.int64) for x in (inputIdx, outputIdx))
 
 
-def place_of(index: Tensor, blocks: int) -> Tensor:
-    """What an index that is in range counts from the start; of one block it need not be read."""
+def place_of(index: Tensor, blocks: int, padding: int | None) -> Tensor:
+    """What an index that is in range counts from the start, or NO_BLOCK; of one block it need not
+    be read."""
+    if padding is not None:
+        place = torch.where(index < 0, index + blocks, index)
+        return torch.where(index == padding, NO_BLOCK, place)
     if blocks == 1:
         return torch.zeros(index.shape, dtype=torch.int64, device=index.device)
     return torch.where(index < 0, index + blocks, index)
 
 
 def gemv_fused(
-    o: Tensor, W: Tensor, h: Tensor, inputIdx: Tensor, outputIdx: Tensor, checked_already: bool
+    o: Tensor,
+    W: Tensor,
+    h: Tensor,
+    inputIdx: Tensor,
+    outputIdx: Tensor,
+    checked_already: bool,
+    padding: int | None,
 ) -> Tensor:
     """For PyTorch's compiler, which makes of it one loop that gathers no block."""
     if not checked_already:
-        inputIdx, outputIdx = check_gemv(o, W, h, inputIdx, outputIdx)
-    i, j = place_of(inputIdx, W.shape[0]), place_of(outputIdx, W.shape[1])
-    blocks = W[i[:, None, :], j[:, :, None]].flatten(2, 3)
-    row = h.flatten(1)[:, None, :, None]
+        inputIdx, outputIdx = check_gemv(o, W, h, inputIdx, outputIdx, padding)
+        padding = no_block_of(padding)
+    i, j = place_of(inputIdx, W.shape[0], padding), place_of(outputIdx, W.shape[1], padding)
+    if padding is not None:
+        if not W.numel():
+            return o.clone()
+        of_input, of_output, i, j = i < 0, j < 0, i.clamp(min=0), j.clamp(min=0)
+        h = torch.where(of_input[:, :, None], 0, h)
+    blocks = W[i[:, None, :], j[:, :, None]]
+    if padding is not None:
+        blocks = torch.where(of_input[:, None, :, None, None], 0, blocks)
+    blocks, row = blocks.flatten(2, 3), h.flatten(1)[:, None, :, None]
     if W.stride(3) == 1 and W.shape[3] >= VECTOR_COLUMNS:
-        return o + (row * blocks).sum(2, dtype=o.dtype)
-    return o + sum_of_products(row, blocks).to(o.dtype)
+        result = o + (row * blocks).sum(2, dtype=o.dtype)
+    else:
+        result = o + sum_of_products(row, blocks).to(o.dtype)
+    return result if padding is None else torch.where(of_output[:, :, None], o, result)
 
 
 def sum_of_products(one: Tensor, other: Tensor) -> Tensor:
@@ -221,7 +295,7 @@ class Bilinear(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        *tensors, ctx.checked_already = inputs
+        *tensors, ctx.checked_already, ctx.padding = inputs
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
 
@@ -231,11 +305,12 @@ class Bilinear(torch.autograd.Function):
     ) -> Tensor:
         """The tangent: that of o, with a term for each factor that has one."""
         o, one, other, *indices = ctx.saved_tensors
+        rest = *indices, ctx.checked_already, ctx.padding
         tangent = torch.zeros_like(o) if to is None else to
         if t_one is not None:
-            tangent = cls.apply(tangent, t_one, other, *indices, ctx.checked_already)
+            tangent = cls.apply(tangent, t_one, other, *rest)
         if t_other is not None:
-            tangent = cls.apply(tangent, one, t_other, *indices, ctx.checked_already)
+            tangent = cls.apply(tangent, one, t_other, *rest)
         return tangent
 
     @staticmethod
@@ -245,7 +320,7 @@ class Bilinear(torch.autograd.Function):
         """The gradients: that of o, and of each factor that needs one."""
         _, needs_one, needs_other, *_ = ctx.needs_input_grad
         one, other = to_one() if needs_one else None, to_other() if needs_other else None
-        return cotangent, one, other, None, None, None
+        return cotangent, one, other, None, None, None, None
 
 
 class Gemv(Bilinear):
@@ -259,20 +334,21 @@ class Gemv(Bilinear):
         inputIdx: Tensor,
         outputIdx: Tensor,
         checked_already: bool,
+        padding: int | None,
     ) -> Tensor:
         if torch.compiler.is_compiling() and not sorting_pays(inputIdx, outputIdx, W):
-            return gemv_fused(o, W, h, inputIdx, outputIdx, checked_already)
-        return gemv_in_steps(o, W, h, inputIdx, outputIdx)
+            return gemv_fused(o, W, h, inputIdx, outputIdx, checked_already, padding)
+        return gemv_in_steps(o, W, h, inputIdx, outputIdx, padding)
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> Gradients:
         _, W, h, inputIdx, outputIdx = ctx.saved_tensors
-        transposed, already = W.permute(1, 0, 3, 2), ctx.checked_already
+        transposed, rest = W.permute(1, 0, 3, 2), (ctx.checked_already, ctx.padding)
         return Gemv.pullback(
             ctx,
             cotangent,
-            lambda: outer(torch.zeros_like(W), h, cotangent, inputIdx, outputIdx, already),
-            lambda: gemv(torch.zeros_like(h), transposed, cotangent, outputIdx, inputIdx, already),
+            lambda: outer(torch.zeros_like(W), h, cotangent, inputIdx, outputIdx, *rest),
+            lambda: gemv(torch.zeros_like(h), transposed, cotangent, outputIdx, inputIdx, *rest),
         )
 
     @staticmethod
@@ -281,7 +357,8 @@ class Gemv(Bilinear):
 
     @staticmethod
     def vmap(info: Any, axes: Axes, *arguments: Any) -> tuple[Tensor, int]:
-        return map_gemv(torch, counted, gemv, arguments[:-1], axes[:-1]), 0
+        *tensors, _, padding = arguments
+        return map_gemv(torch, counted, gemv, tensors, axes[:-2], padding), 0
 
 
 class Outer(Bilinear):
@@ -289,22 +366,28 @@ class Outer(Bilinear):
 
     @staticmethod
     def forward(
-        o: Tensor, x: Tensor, y: Tensor, xIdx: Tensor, yIdx: Tensor, checked_already: bool
+        o: Tensor,
+        x: Tensor,
+        y: Tensor,
+        xIdx: Tensor,
+        yIdx: Tensor,
+        checked_already: bool,
+        padding: int | None,
     ) -> Tensor:
         elements = xIdx.numel() * yIdx.shape[1] * o.shape[2] * o.shape[3]
         if torch.compiler.is_compiling() and checked_already and 0 < elements <= AT_ONCE_ELEMENTS:
-            return outer_at_once(o, x, y, xIdx, yIdx)
-        return outer_in_steps(o, x, y, xIdx, yIdx, checked_already)
+            return outer_at_once(o, x, y, xIdx, yIdx, padding)
+        return outer_in_steps(o, x, y, xIdx, yIdx, checked_already, padding)
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> Gradients:
         _, x, y, xIdx, yIdx = ctx.saved_tensors
-        transposed, already = cotangent.permute(1, 0, 3, 2), ctx.checked_already
+        transposed, rest = cotangent.permute(1, 0, 3, 2), (ctx.checked_already, ctx.padding)
         return Outer.pullback(
             ctx,
             cotangent,
-            lambda: gemv(torch.zeros_like(x), transposed, y, yIdx, xIdx, already),
-            lambda: gemv(torch.zeros_like(y), cotangent, x, xIdx, yIdx, already),
+            lambda: gemv(torch.zeros_like(x), transposed, y, yIdx, xIdx, *rest),
+            lambda: gemv(torch.zeros_like(y), cotangent, x, xIdx, yIdx, *rest),
         )
 
     @staticmethod
@@ -313,7 +396,8 @@ class Outer(Bilinear):
 
     @staticmethod
     def vmap(info: Any, axes: Axes, *arguments: Any) -> tuple[Tensor, int]:
-        return map_outer(torch, counted, outer, arguments[:-1], axes[:-1]), 0
+        *tensors, _, padding = arguments
+        return map_outer(torch, counted, outer, tensors, axes[:-2], padding), 0
 
 
 def gemv(
@@ -323,16 +407,23 @@ def gemv(
     inputIdx: Tensor,
     outputIdx: Tensor,
     checked_already: bool = False,
+    padding: int | None = None,
 ) -> Tensor:
     """o[n, w] + sum_v h[n, v] @ W[inputIdx[n, v], outputIdx[n, w]]
 
     With `checked_already` the indices are in range, and of the type that PyTorch indexes with.
     """
-    return Gemv.apply(o, W, h, inputIdx, outputIdx, checked_already)
+    return Gemv.apply(o, W, h, inputIdx, outputIdx, checked_already, padding)
 
 
 def outer(
-    o: Tensor, x: Tensor, y: Tensor, xIdx: Tensor, yIdx: Tensor, checked_already: bool = False
+    o: Tensor,
+    x: Tensor,
+    y: Tensor,
+    xIdx: Tensor,
+    yIdx: Tensor,
+    checked_already: bool = False,
+    padding: int | None = None,
 ) -> Tensor:
     """o[xIdx[n, v], yIdx[n, w]] += outer(x[n, v], y[n, w])"""
-    return Outer.apply(o, x, y, xIdx, yIdx, checked_already)
+    return Outer.apply(o, x, y, xIdx, yIdx, checked_already, padding)

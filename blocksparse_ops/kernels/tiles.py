@@ -72,8 +72,8 @@ class Tiles(NamedTuple):
 class Step(NamedTuple):
     """For each tile of a step, its rows on both sides and its block.
 
-    `left` and `right` number the rows of the two windows, example after example. Where a tile is
-    padded, or its block is out of range, they are the number of rows, one past the last.
+    `left` and `right` number the rows of the two windows, example after example. Where a tile has no
+    more triples, or no block, they are the number of rows, one past the last.
     """
 
     left: Any
@@ -127,14 +127,29 @@ def unknown(values: Any) -> float | int | bool:
     return limits.max if limits.min == 0 else limits.min
 
 
-def count_from_start(xp: ModuleType, index: Any, blocks: int, dtype: Any) -> Any:
-    """The blocks that an index names, as integers of this dtype; `blocks` if out of range."""
+def is_padding(index: Any, padding: int) -> Any:
+    """Where an index is that which names no block; a library may have made its dtype a narrower."""
+    return index == np.array(padding).astype(dtype_name(index)).item()
+
+
+def count_from_start(
+    xp: ModuleType, index: Any, blocks: int, dtype: Any, padding: int | None = None
+) -> Any:
+    """The blocks that an index names, as integers of this dtype; `blocks` for none of them."""
+    is_none = None if padding is None else is_padding(index, padding)
     if dtype_name(index) in ("uint32", "uint64"):
         # In the signed type a large one would be negative.
         index = xp.minimum(index, xp.array(blocks, dtype=index.dtype))
     index = index.astype(dtype)
     index = xp.where(index < 0, index + blocks, index)
-    return xp.where((index >= 0) & (index < blocks), index, blocks)
+    index = xp.where((index >= 0) & (index < blocks), index, blocks)
+    return index if is_none is None else xp.where(is_none, blocks, index)
+
+
+def is_wrong(index: Any, block: Any, blocks: int, padding: int | None) -> Any:
+    """Where an index, of which `block` is counted from the start, is out of range."""
+    is_none = block == blocks
+    return is_none if padding is None else is_none & ~is_padding(index, padding)
 
 
 def sorted_by_block(xp: ModuleType, block: Any, sizes: Sizes) -> tuple[Any, Any]:

@@ -18,6 +18,7 @@ from blocksparse_ops.link.traced import (
     refuse_gradient,
     scaled,
     with_sizes_checked,
+    zeros_for_padding,
 )
 from blocksparse_ops.ops import SparseBlockGemv, SparseBlockOuter
 from blocksparse_ops.zeros import SizeOf
@@ -46,7 +47,8 @@ def jax_funcify_SparseBlockGemv(op: SparseBlockGemv, node: Apply, **kwargs: Any)
         o, W, h = as_declared(node, o, W, h)
         if transposed:  # XLA takes one transposition for the other, and reads W where it lies
             W = W.transpose(1, 0, 3, 2)
-        return gemv(o, W, h, inputIdx, outputIdx, transposed)
+        arguments = o, W, h, inputIdx, outputIdx
+        return gemv(*arguments, transposed=transposed, padding=op.padding_idx)
 
     return with_sizes_checked(op, node, sparse_block_gemv)
 
@@ -58,8 +60,9 @@ def jax_funcify_SparseBlockOuter(op: SparseBlockOuter, node: Apply, **kwargs: An
     def sparse_block_outer(
         o: Array, x: Array, y: Array, xIdx: Array, yIdx: Array, alpha: Array
     ) -> Array:
+        x = zeros_for_padding(jax.numpy, op, x, xIdx)
         o, x, y = as_declared(node, o, *scale(x, y, alpha))
-        return outer(o, x, y, xIdx, yIdx)
+        return outer(o, x, y, xIdx, yIdx, padding=op.padding_idx)
 
     return with_sizes_checked(op, node, sparse_block_outer)
 

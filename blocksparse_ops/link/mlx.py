@@ -1,6 +1,7 @@
 """The ops in MLX: importing this registers them."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -15,13 +16,14 @@ from blocksparse_ops.link.traced import (
     refuse_gradient,
     scaled,
     with_sizes_checked,
+    zeros_for_padding,
 )
 from blocksparse_ops.ops import SparseBlockGemv, SparseBlockOuter
 
 
 @mlx_funcify.register(SparseBlockGemv)
 def mlx_funcify_SparseBlockGemv(op: SparseBlockGemv, node: Apply, **kwargs: Any) -> Callable:
-    return with_sizes_checked(op, node, gemv)
+    return with_sizes_checked(op, node, partial(gemv, padding=op.padding_idx))
 
 
 @mlx_funcify.register(SparseBlockOuter)
@@ -31,7 +33,8 @@ def mlx_funcify_SparseBlockOuter(op: SparseBlockOuter, node: Apply, **kwargs: An
     def sparse_block_outer(
         o: mx.array, x: mx.array, y: mx.array, xIdx: mx.array, yIdx: mx.array, alpha: mx.array
     ) -> mx.array:
-        return outer(o, *scale(x, y, alpha), xIdx, yIdx)
+        x = zeros_for_padding(mx, op, x, xIdx)
+        return outer(o, *scale(x, y, alpha), xIdx, yIdx, padding=op.padding_idx)
 
     return with_sizes_checked(op, node, sparse_block_outer)
 

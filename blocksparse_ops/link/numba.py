@@ -21,6 +21,7 @@ from blocksparse_ops.bias import BLOCKS, COLUMNS, CheckedColumns
 from blocksparse_ops.gradient import SparseBlockGradient, SplitNumbers
 from blocksparse_ops.kernels.numba import update_blocks, version
 from blocksparse_ops.kernels.numba.arrays import (
+    Known,
     address_of,
     is_one_element,
     keep_alive,
@@ -123,11 +124,11 @@ OUTER_KERNELS = Kernels(
 
 def views_of(node):
     """Compiled code that views the arrays and the indices of a call."""
-    first_bounds, second_bounds = bounds_of_indices(node)
+    first_known, second_known = known_of_indices(node)
 
     @kernel
     def view_all(out, first, second, first_index, second_index):
-        indices = view_index(first_index, first_bounds), view_index(second_index, second_bounds)
+        indices = view_index(first_index, first_known), view_index(second_index, second_known)
         return (view(out), view(first), view(second), *indices)
 
     return view_all
@@ -136,6 +137,8 @@ def views_of(node):
 def checks_of(op, unit):
     """Compiled code that raises what a unit finds wrong with the views of a call."""
     number, ready_check, check = OPS.index(op.signature.op), unit.ready, unit.call
+    has_padding, bits = padding_of(op)
+    padding = int(has_padding), bits
 
     @kernel
     def raise_what_is_wrong(views):
@@ -143,7 +146,7 @@ def checks_of(op, unit):
         fault = check(0, 0, views)
         if fault[0] != NO_FAULT:
             ready_fail(0, 0)
-            call_fail(0, 0, (number, fault))
+            call_fail(0, 0, (number, fault, padding))
 
     return raise_what_is_wrong
 
@@ -156,8 +159,9 @@ def funcify(op, node, kernels):
     ready_direct, call_direct = direct.ready, direct.call
     ready_sorted, call_sorted = by_block.ready, by_block.call
     goes_direct, plain = kernels.is_direct, kernels.plain
-    can_start = never_starts if inplace else kernels.can_start
-    threads = allowed_threads()
+    are_padded = any(known.is_padded for known in known_of_indices(node))
+    can_start = never_starts if inplace or are_padded else kernels.can_start
+    threads, of_padding = allowed_threads(), Known(-1, -1, *padding_of(op))
 
     @kernel
     def compute(out, first, second, first_index, second_index, scale, start):
@@ -171,7 +175,7 @@ def funcify(op, node, kernels):
 
     @kernel
     def compute_plainly(out, first, second, first_index, second_index, scale, start):
-        plain(out, first, second, first_index, second_index, scale)
+        plain(out, first, second, first_index, second_index, scale, of_padding)
 
     if one.dtype.name not in FAST:
         compute, can_start = compute_plainly, never_starts
@@ -201,23 +205,33 @@ def allowed_threads():
     return threads_allowed if config.openmp else one_thread
 
 
-def bounds_of_indices(node):
-    """The least and the greatest value of each index, if it is a constant: see IndexArray."""
+def padding_of(op):
+    """Whether there is an index that names no block, and its 64 bits."""
+    bits = (op.padding_idx or 0) % 2**64
+    return op.padding_idx is not None, bits - 2**64 * (bits > LARGEST)
 
-    def bounds_of(index):
-        least, greatest = (int(index.min()), int(index.max())) if index.size else (0, -1)
-        return (least, greatest) if least >= 0 and greatest <= LARGEST else (-1, -1)
 
+def known_of_indices(node):
+    """What is known of each index: see Known."""
     op = node.op
+    has_padding, padding = padding_of(op)
+
+    def known_of(index):
+        names_block = np.ones(index.shape, bool) if not has_padding else index != op.padding_idx
+        blocks = index[names_block]
+        least, greatest = (int(blocks.min()), int(blocks.max())) if blocks.size else (0, -1)
+        bounds = (least, greatest) if least >= 0 and greatest <= LARGEST else (-1, -1)
+        return Known(*bounds, not names_block.all(), padding)
+
     return tuple(
-        bounds_of(variable.data) if is_constant else (-1, -1)
+        known_of(variable.data) if is_constant else Known(-1, -1, has_padding, padding)
         for variable, is_constant in zip(op.indices(node), op.constant_indices(node), strict=True)
     )
 
 
 def cache_key(node):
     """For Numba's cache on disk: all that the code depends on but the op and the types."""
-    text = repr((version(), config.openmp, bounds_of_indices(node)))
+    text = repr((version(), config.openmp, known_of_indices(node)))
     return int(sha256(text.encode()).hexdigest()[:15], 16)
 
 
@@ -277,8 +291,14 @@ def numba_funcify_SparseBlockGradient(op, node, **kwargs):
         keep_alive(tables)
         return inputBlock, outputBlock, values
 
+    of_padding = Known(-1, -1, *padding_of(op))
+
+    @kernel
+    def compute_plainly(W, x, y, xIdx, yIdx, alpha):
+        return plain_gradient(W, x, y, xIdx, yIdx, alpha, of_padding)
+
     if one.dtype.name not in FAST:
-        compute = plain_gradient
+        compute = compute_plainly
 
     @kernel
     def sparse_block_gradient(W, x, y, xIdx, yIdx, alpha):
@@ -352,7 +372,7 @@ def numba_funcify_SparseBlockOuterInPart(op, node, **kwargs):
 
 @register_funcify_default_op_cache_key(CheckedColumns)
 def numba_funcify_CheckedColumns(op, **kwargs):
-    number = OPS.index(DOT.op)
+    number, no_padding = OPS.index(DOT.op), (0, 0)
 
     @kernel
     def columns(W, b):
@@ -362,7 +382,7 @@ def numba_funcify_CheckedColumns(op, **kwargs):
         ):
             if size != other_size:
                 ready_fail(0, 0)
-                call_fail(0, 0, (number, (SHAPE, which, size, other_size, 0, 0)))
+                call_fail(0, 0, (number, (SHAPE, which, size, other_size, 0, 0), no_padding))
         return np.asarray(W.shape[-1])
 
     return columns, version()

@@ -19,6 +19,7 @@ from blocksparse_ops.link.traced import (
     refuse_gradient,
     scaled,
     with_sizes_checked,
+    zeros_for_padding,
 )
 from blocksparse_ops.ops import SparseBlockGemv, SparseBlockOuter
 from blocksparse_ops.signature import SIGNATURES, check_range
@@ -29,29 +30,32 @@ AS_INTEGERS = (torch.bool, torch.uint16, torch.uint32, torch.uint64)
 
 
 @operator(
-    "check_index(Tensor index, int blocks, str op, str argument) -> Tensor",
-    lambda index, blocks, op, argument: index.new_empty((), dtype=torch.int64),
+    "check_index(Tensor index, int blocks, str op, str argument, int? padding) -> Tensor",
+    lambda index, *others: index.new_empty((), dtype=torch.int64),
 )
-def check_index(index: Tensor, blocks: int, op: str, argument: str) -> Tensor:
+def check_index(
+    index: Tensor, blocks: int, op: str, argument: str, padding: int | None
+) -> Tensor:
     """A zero, once an index into a known number of blocks is in range.
 
     An operator may not return its argument, and to add a zero takes less time than a copy.
     """
     values = index.numpy(force=True)
+    named = values if padding is None else values[values != padding]
     # NumPy finds both in less time than PyTorch.
-    if values.size and (values.min() < -blocks or values.max() >= blocks):
+    if named.size and (named.min() < -blocks or named.max() >= blocks):
         signature = SIGNATURES[op]
         axis = signature.dimension_name(signature.blocks_of(argument))
-        check_range(f"{op}: {argument}", values, axis, blocks)
+        check_range(f"{op}: {argument}", values, axis, blocks, padding)
     return torch.zeros((), dtype=torch.int64, device=index.device)
 
 
 @torch.library.register_vmap("blocksparse_ops::check_index", lib=LIBRARY)
 def _(
-    info: Any, axes: Axes, index: Tensor, blocks: int, op: str, argument: str
+    info: Any, axes: Axes, index: Tensor, *others: Any
 ) -> tuple[Tensor, None]:
     # A check takes any number of dimensions.
-    return check_index(index, blocks, op, argument), None
+    return check_index(index, *others), None
 
 
 def checks_of(op: SparseBlockOp, node: Apply) -> dict[str, Callable] | None:
@@ -64,7 +68,8 @@ def checks_of(op: SparseBlockOp, node: Apply) -> dict[str, Callable] | None:
         if is_constant:  # it has been checked
             return lambda index: index.long()
         blocks = sizes[op.signature.blocks_of(name)]
-        return lambda index: index.long() + check_index(index, blocks, op.signature.op, name)
+        about = blocks, op.signature.op, name, op.padding_idx
+        return lambda index: index.long() + check_index(index, *about)
 
     constants = [isinstance(index, Constant) for index in op.indices(node)]
     return {
@@ -85,8 +90,8 @@ def pytorch_funcify_SparseBlockGemv(op: SparseBlockGemv, node: Apply, **kwargs: 
         already = bool(checks)
         if o.dtype in AS_INTEGERS:
             o_long, W, h = (value.long() for value in (o, W, h))
-            return gemv(o_long, W, h, inputIdx, outputIdx, already).to(o.dtype)
-        return gemv(o, W, h, inputIdx, outputIdx, already)
+            return gemv(o_long, W, h, inputIdx, outputIdx, already, op.padding_idx).to(o.dtype)
+        return gemv(o, W, h, inputIdx, outputIdx, already, op.padding_idx)
 
     return with_sizes_checked(op, node, sparse_block_gemv)
 
@@ -100,11 +105,12 @@ def pytorch_funcify_SparseBlockOuter(op: SparseBlockOuter, node: Apply, **kwargs
     ) -> Tensor:
         if checks:
             xIdx, yIdx = checks["xIdx"](xIdx), checks["yIdx"](yIdx)
-        already = bool(checks)
+        x, already = zeros_for_padding(torch, op, x, xIdx), bool(checks)
         if o.dtype in AS_INTEGERS:
             o_long, x, y, alpha = (value.long() for value in (o, x, y, alpha))
-            return outer(o_long, *scale(x, y, alpha), xIdx, yIdx, already).to(o.dtype)
-        return outer(o, *scale(x, y, alpha), xIdx, yIdx, already)
+            factors = scale(x, y, alpha)
+            return outer(o_long, *factors, xIdx, yIdx, already, op.padding_idx).to(o.dtype)
+        return outer(o, *scale(x, y, alpha), xIdx, yIdx, already, op.padding_idx)
 
     return with_sizes_checked(op, node, sparse_block_outer)
 

@@ -1,7 +1,6 @@
 """What the array libraries share: most trace a function, and cannot raise for a value in it."""
 
 from collections.abc import Callable
-from functools import wraps
 from typing import Any, NoReturn
 
 from pytensor.graph.basic import Apply, Constant
@@ -10,6 +9,8 @@ from blocksparse_ops.arguments import check_constants
 from blocksparse_ops.base import SparseBlockOp
 from blocksparse_ops.bias import CheckedColumns, checked_columns
 from blocksparse_ops.gradient import SparseBlockGradient
+from blocksparse_ops.kernels.tiles import is_padding
+from blocksparse_ops.signature import LARGEST
 
 
 def with_sizes_checked(op: SparseBlockOp, node: Apply, function: Callable) -> Callable:
@@ -19,15 +20,28 @@ def with_sizes_checked(op: SparseBlockOp, node: Apply, function: Callable) -> Ca
     """
     signature = op.signature
     sizes = signature.static_sizes([x.type.shape for x in node.inputs])
-    check_constants(signature, dict(zip(signature.names, node.inputs, strict=True)), sizes)
+    arguments = dict(zip(signature.names, node.inputs, strict=True))
+    check_constants(signature, arguments, sizes, op.padding_idx)
+    if op.padding_idx is not None and op.padding_idx > LARGEST:
+        raise NotImplementedError(
+            f"{signature.op}: padding_idx is {op.padding_idx}, which this backend does not compare "
+            "with. Use one below 2**63, for instance the number of blocks, or mode NUMBA or CVM"
+        )
 
-    @wraps(function)
     def checked(*arguments: Any) -> Any:
         # An alpha may be a number.
         signature.check_sizes([getattr(x, "shape", ()) for x in arguments])
         return function(*arguments)
 
     return checked
+
+
+def zeros_for_padding(library: Any, op: SparseBlockOp, x: Any, index: Any) -> Any:
+    """The values of a window, of which those that the index pads may be anything: even a derivative
+    in a scale does not see them."""
+    if op.padding_idx is None:
+        return x
+    return library.where(is_padding(index, op.padding_idx)[:, :, None], library.zeros_like(x), x)
 
 
 def scaled(library: Any, node: Apply) -> Callable[[Any, Any, Any], tuple[Any, Any]]:

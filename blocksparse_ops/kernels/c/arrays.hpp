@@ -11,7 +11,19 @@ using i64 = std::int64_t;
 
 enum class Integer { none, i8, i16, i32, i64, u8, u16, u32, u64 };
 
-// The values of an index that is a constant, and which of them are the least and the greatest.
+// The index that names no block, if there is one: its 64 bits.
+struct Padding {
+    bool is_given = false;
+    i64 value = 0;
+
+    bool is(i64 index) const { return is_given && index == value; }
+};
+
+// Stands for it where blocks are counted from the start.
+constexpr i64 no_block = -1;
+
+// The values of an index that is a constant, blocks or no_block, and which of the blocks are the
+// first and the last.
 struct KnownIndex {
     const i64* values = nullptr;
     i64 least = 0, greatest = 0;
@@ -23,6 +35,7 @@ struct Array {
     i64 shape[4] = {};
     i64 strides[4] = {};
     Integer integer = Integer::none;  // what an index array holds
+    Padding padding;
     KnownIndex known;
 };
 

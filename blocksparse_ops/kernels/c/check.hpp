@@ -63,6 +63,7 @@ Fault first_out_of_range(const Array& index, i64 argument, i64 blocks) {
             std::memcpy(&value, index.data + n * index.strides[0] + place * index.strides[1],
                         sizeof value);
             const i64 block = static_cast<i64>(value);
+            if (index.padding.is(block)) continue;
             if (block >= blocks || block < (is_signed ? -blocks : 0))
                 return {is_signed ? signed_index : unsigned_index, argument, n, place, block,
                         blocks};
@@ -78,6 +79,8 @@ Fault check_index_as(const Array& index, i64 argument, i64 blocks, i64* from_sta
         index.strides[1] == size && index.strides[0] == index.shape[1] * size;
     const i64 rows = is_contiguous ? 1 : index.shape[0];
     const i64 length = is_contiguous ? index.shape[0] * index.shape[1] : index.shape[1];
+    const bool has_padding = index.padding.is_given;
+    const Index padding = static_cast<Index>(index.padding.value);
     // No value is an exception until all have been seen: so vectors of them are checked at once.
     bool all_in_range = true;
     const auto check_row = [&](const char* row, i64 step) __attribute__((always_inline)) {
@@ -87,8 +90,10 @@ Fault check_index_as(const Array& index, i64 argument, i64 blocks, i64* from_sta
             // An unsigned value of 2**63 or more turns negative here, and is out of range.
             i64 block = static_cast<i64>(value);
             if (is_signed) block += block < 0 ? blocks : 0;
-            all_in_range &= static_cast<std::uint64_t>(block) < static_cast<std::uint64_t>(blocks);
-            from_start[place] = block;
+            const bool is_padding = has_padding & (value == padding);
+            all_in_range &= is_padding | (static_cast<std::uint64_t>(block) <
+                                          static_cast<std::uint64_t>(blocks));
+            from_start[place] = is_padding ? no_block : block;
         }
         from_start += length;
     };
@@ -99,10 +104,11 @@ Fault check_index_as(const Array& index, i64 argument, i64 blocks, i64* from_sta
     return all_in_range ? Fault{} : first_out_of_range<Index>(index, argument, blocks);
 }
 
-// The blocks that an index names, counted from the start, example after example.
+// The blocks that an index names, counted from the start, example after example, or no_block.
 class BlockNumbers {
    public:
     i64 size() const { return length; }
+    bool is_padded = false;  // whether some may be no_block
     i64 operator[](i64 at) const { return first[at]; }
     const i64* begin() const { return first; }
     const i64* end() const { return first + length; }
@@ -128,6 +134,7 @@ constexpr int input_index = 3, output_index = 4;
 
 inline Fault check_index(const Array& index, i64 argument, i64 blocks, BlockNumbers& numbers) {
     const i64 size = index.shape[0] * index.shape[1];
+    numbers.is_padded = index.padding.is_given;
     // Of a constant two numbers are enough to know that all are in range.
     if (index.known.values && index.known.least >= 0 && index.known.greatest < blocks) {
         numbers.borrow(index.known.values, size);
@@ -148,6 +155,8 @@ inline Fault check_index(const Array& index, i64 argument, i64 blocks, BlockNumb
 
 struct Indices {
     BlockNumbers input, output;
+
+    bool are_padded() const { return input.is_padded || output.is_padded; }
 };
 
 // Checks all that can be wrong with a call of either op.

@@ -23,7 +23,7 @@ inline bool pattern_is_shared(const Indices& indices, i64 batch) {
         return batch < 2 ||
                std::equal(index.begin() + index.size() / batch, index.end(), index.begin());
     };
-    return repeats(indices.input) && repeats(indices.output);
+    return !indices.are_padded() && repeats(indices.input) && repeats(indices.output);
 }
 
 inline int threads_for(i64 triples, i64 products_of_a_triple, const Thresholds& thresholds,

@@ -15,8 +15,9 @@ namespace blocksparse {
 
 // The rows of both windows, one row of the output after the other.
 //
-// If `single`, each window has one place: loops over them take longer than small products do. So do
-// those over the vectors of a block, if one holds all columns: `whole`, below.
+// If `single`, each window has one place, which is not padded: loops over them take longer than
+// small products do. So do those over the vectors of a block, if one holds all columns: `whole`,
+// below.
 template <bool single>
 class Window {
    public:
@@ -65,7 +66,7 @@ class DirectGemv {
     }
 
     // Whether each element of the output is a sum of some products.
-    bool writes_all() const { return p.inputs && p.depth && p.columns; }
+    bool writes_all() const { return has_products() && !p.indices.are_padded(); }
 
     // Has all sums start from one value, whatever the output holds.
     void start_from(const char* value) {
@@ -81,7 +82,7 @@ class DirectGemv {
     // The work of one thread, some of the rows n * outputs + w; all may run at once.
     void work(int thread) const {
         const Share rows(p.batch * p.outputs, thread, workers);
-        if (!writes_all() || rows.first == rows.last) return;
+        if (!has_products() || rows.first == rows.last) return;
         const bool has_rows = p.W.strides[3] == size;
         const bool has_columns = p.W.strides[2] == size && p.h.strides[2] == size;
         with_power<most_chains<T>>(p.depth, [&](auto chains) {
@@ -105,9 +106,12 @@ class DirectGemv {
     bool starts = false;
     T start[full_lanes<T>];
 
+    bool has_products() const { return p.inputs && p.depth && p.columns; }
+
     template <class Sums>
     void add(const Share& rows, i64 step) const {
-        const bool single = p.inputs == 1 && p.outputs == 1, whole = p.columns == Sums::lanes;
+        const bool single = p.inputs == 1 && p.outputs == 1 && !p.indices.are_padded();
+        const bool whole = p.columns == Sums::lanes;
         single && whole ? add_rows<Sums, true, true>(rows, step)
         : single        ? add_rows<Sums, true, false>(rows, step)
                         : add_rows<Sums, false, false>(rows, step);
@@ -126,16 +130,21 @@ class DirectGemv {
         Ahead ahead(W, size, p.indices, window.inputs, window.outputs, rows.last);
         for (i64 row = rows.first; row < rows.last; ++row, window.next()) {
             ahead.prefetch_from(row);
+            if (!single && *window.output == no_block) continue;
             const char* blocks = all_blocks + *window.output * j_step;
             for (i64 first = 0; first < columns; first += lanes) {
                 const i64 q = std::min(first, columns - lanes);
                 Sums sums;
+                bool is_empty = !single;
                 for (i64 v = 0; v < window.inputs; ++v) {
                     BLOCKSPARSE_SHORT_LOOP;
+                    if (!single && window.input[v] == no_block) continue;
+                    is_empty = false;
                     const char* block = blocks + window.input[v] * i_step;
                     sums.accumulate(window.in + v * h_step, left_step, block + q * column_step,
                                     step, depth);
                 }
+                if (is_empty) break;
                 add_lanes<T, lanes>(sums.total(), first - q, initial, window.out + q * to_step,
                                     to_step);
             }
@@ -198,7 +207,7 @@ class DirectOuter {
     void add_by_lanes(const Sides& sides, const Share& blocks) const {
         const bool has_rows = out.strides[sides.column] == size && sides.right_step == size;
         with_power<full_lanes<T>>(has_rows ? out.shape[sides.column] : 1, [&](auto lanes) {
-            const bool single = x.shape[1] == 1 && y.shape[1] == 1;
+            const bool single = x.shape[1] == 1 && y.shape[1] == 1 && !indices.are_padded();
             const bool whole = out.shape[sides.column] == lanes();
             single && whole ? add_blocks<lanes(), true, true>(sides, blocks)
             : single        ? add_blocks<lanes(), true, false>(sides, blocks)
@@ -217,9 +226,11 @@ class DirectOuter {
         for (i64 row = 0; row < rows; ++row, window.next()) {
             ahead.prefetch_from(row);
             const i64 j = *window.output;
+            if (!single && j == no_block) continue;
             for (i64 v = 0; v < window.inputs; ++v) {
                 BLOCKSPARSE_SHORT_LOOP;
                 const i64 i = window.input[v], number = i * oBlocks + j;
+                if (!single && i == no_block) continue;
                 if (!has_all && (number < blocks.first || number >= blocks.last)) continue;
                 char *to = out.data + i * out.strides[0] + j * out.strides[1];
                 const char *of_x = window.in + v * x_step, *of_y = window.out;

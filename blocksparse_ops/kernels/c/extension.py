@@ -63,14 +63,15 @@ COMPILE_ARGS = ("-std=c++17",)
 
 KERNEL = """
 bool call_{kernel}(PyArrayObject* const* inputs, PyArrayObject** outputs, bool inplace,
-                   void* const* constants) {{
+                   void* const* constants, const npy_int64* padding) {{
     static const blocksparse::SizePair equal_sizes[] = {{{equal_sizes}}};
     static const blocksparse::Settings settings{{
         "{op}", equal_sizes, {count}, {{{products_of_a_thread}}}}};
     blocksparse::{kernel}<{scalar}> kernel;
     return blocksparse::call(
         kernel, inputs, outputs, inplace,
-        reinterpret_cast<blocksparse::ConstantIndex* const*>(constants), settings);
+        reinterpret_cast<blocksparse::ConstantIndex* const*>(constants),
+        {{padding != nullptr, padding ? *padding : 0}}, settings);
 }}
 """
 

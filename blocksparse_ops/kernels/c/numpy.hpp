@@ -38,14 +38,15 @@ inline Array view(PyArrayObject* array) {
 }
 
 // Sets the Python error that a record stands for.
-inline void raise_fault(const char* op, const Fault& fault) {
+inline void raise_fault(const char* op, const Fault& fault, const Padding& padding) {
     PyObject* module = PyImport_ImportModule("blocksparse_ops.signature");
     if (!module) return;
     PyObject* result = PyObject_CallMethod(
-        module, "raise_fault", "s(LLLLLL)", op, static_cast<long long>(fault.kind),
+        module, "raise_fault", "s(LLLLLL)(iL)", op, static_cast<long long>(fault.kind),
         static_cast<long long>(fault.which), static_cast<long long>(fault.first),
         static_cast<long long>(fault.second), static_cast<long long>(fault.value),
-        static_cast<long long>(fault.size));
+        static_cast<long long>(fault.size), int{padding.is_given},
+        static_cast<long long>(padding.value));
     Py_XDECREF(result);
     Py_DECREF(module);
 }
@@ -104,8 +105,29 @@ inline bool place_output(PyArrayObject* o, PyArrayObject** output, bool inplace,
 // What an op keeps of an index that is a constant, from one call to the next.
 struct ConstantIndex {
     PyArrayObject* copy;
-    i64 least, greatest;
+    i64 least, greatest;  // of what names a block
+    bool is_padded;
 };
+
+// Finds what is known of the copy of an index. What is padded becomes no_block, unless this is -1,
+// which may name the last block.
+inline void find_bounds(ConstantIndex& constant, const Padding& padding) {
+    i64* values = static_cast<i64*>(PyArray_DATA(constant.copy));
+    i64* end = values + PyArray_SIZE(constant.copy);
+    constant.is_padded = false, constant.least = 0, constant.greatest = -1;
+    bool is_first = true;
+    for (i64* at = values; at < end; ++at) {
+        if (padding.is(*at)) {
+            constant.is_padded = true;
+            continue;
+        }
+        constant.least = is_first ? *at : std::min(constant.least, *at);
+        constant.greatest = is_first ? *at : std::max(constant.greatest, *at);
+        is_first = false;
+    }
+    if (constant.is_padded && constant.least >= 0)
+        std::replace(values, end, padding.value, no_block);
+}
 
 // Looks at a constant index the first time. It is copied, for PyTensor shares its memory with
 // whoever made it. Returns false with a Python error set if that cannot be done.
@@ -116,16 +138,14 @@ inline bool know(PyArrayObject* index, ConstantIndex& constant, Array& argument)
             NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_ENSURECOPY | NPY_ARRAY_FORCECAST);
         if (!copy) return false;
         constant.copy = reinterpret_cast<PyArrayObject*>(copy);
-        const i64* values = static_cast<const i64*>(PyArray_DATA(constant.copy));
-        const i64* end = values + PyArray_SIZE(constant.copy);
-        if (values < end) {
-            constant.least = *std::min_element(values, end);
-            constant.greatest = *std::max_element(values, end);
-        }
+        find_bounds(constant, argument.padding);
     }
     // As 64 bits with a sign the largest unsigned values are others.
     if (PyArray_ISUNSIGNED(index) && constant.least < 0) return true;
+    const Padding padding{constant.is_padded,
+                          constant.least < 0 ? argument.padding.value : no_block};
     argument = view(constant.copy);
+    argument.padding = padding;
     const i64* values = static_cast<const i64*>(PyArray_DATA(constant.copy));
     argument.known = {values, constant.least, constant.greatest};
     return true;
@@ -143,10 +163,11 @@ struct Settings {
 // false with a Python error set if it cannot be done.
 template <class Kernel>
 bool prepare(Kernel& kernel, PyArrayObject* const* inputs, ConstantIndex* const* constants,
-             const Settings& settings) {
+             const Padding& padding, const Settings& settings) {
     Array arguments[Kernel::arguments];
     for (int a = 0; a < Kernel::arguments; ++a) arguments[a] = view(inputs[a]);
     for (int a : {input_index, output_index}) {
+        arguments[a].padding = padding;
         ConstantIndex* constant = constants[a - input_index];
         if (constant && !know(inputs[a], *constant, arguments[a])) return false;
     }
@@ -154,7 +175,7 @@ bool prepare(Kernel& kernel, PyArrayObject* const* inputs, ConstantIndex* const*
         return kernel.prepare(arguments, settings.equal_sizes, settings.pair_count,
                               settings.thresholds, most_threads());
     });
-    if (fault) raise_fault(settings.op, fault);
+    if (fault) raise_fault(settings.op, fault, padding);
     return !fault;
 }
 
@@ -170,8 +191,8 @@ void work(Kernel& kernel) {
 // done.
 template <class Kernel>
 bool call(Kernel& kernel, PyArrayObject* const* inputs, PyArrayObject** output, bool inplace,
-          ConstantIndex* const* constants, const Settings& settings) {
-    if (!prepare(kernel, inputs, constants, settings)) return false;
+          ConstantIndex* const* constants, const Padding& padding, const Settings& settings) {
+    if (!prepare(kernel, inputs, constants, padding, settings)) return false;
     // What starts from the same value everywhere need not be written first and read again.
     bool starts = false;
     if constexpr (Kernel::can_start)
@@ -187,8 +208,8 @@ bool call(Kernel& kernel, PyArrayObject* const* inputs, PyArrayObject** output, 
 // The same of the op whose three outputs are the blocks in use, by both numbers, and their values.
 template <class T>
 bool call(Gradient<T>& kernel, PyArrayObject* const* inputs, PyArrayObject** outputs, bool,
-          ConstantIndex* const* constants, const Settings& settings) {
-    if (!prepare(kernel, inputs, constants, settings)) return false;
+          ConstantIndex* const* constants, const Padding& padding, const Settings& settings) {
+    if (!prepare(kernel, inputs, constants, padding, settings)) return false;
     npy_intp shape[] = {kernel.blocks(), PyArray_DIM(inputs[1], 2), PyArray_DIM(inputs[2], 2)};
     const auto allocate = [&](int ndim, int type) {
         return reinterpret_cast<PyArrayObject*>(PyArray_ZEROS(ndim, shape, type, 0));

@@ -14,7 +14,7 @@ from blocksparse_ops.kernels.thresholds import DIRECT_ELEMENTS, DIRECT_THICKNESS
 # PyTensor asks for debugging information, which takes a call longer to compile than all else.
 COMPILE_ARGS = ("-g0",)
 
-CALL = "bool (*)(PyArrayObject* const*, PyArrayObject**, bool, void* const*)"
+CALL = "bool (*)(PyArrayObject* const*, PyArrayObject**, bool, void* const*, const npy_int64*)"
 
 
 @cache
@@ -36,6 +36,7 @@ def declare_kernels(name: str) -> str:
     struct {{
         PyArrayObject* copy = nullptr;
         npy_int64 least = 0, greatest = 0;
+        bool is_padded = false;
     }} constants_{name}[2];
     """
     return declare(f"{DIRECT}_{name}") + declare(f"{SORTED}_{name}") + constants
@@ -126,11 +127,15 @@ def call_loaded(node: Apply, name: str, inputs: list[str], outputs: str, fail: s
         f"&constants_{name}[{which}]" if is_constant else "nullptr"
         for which, is_constant in enumerate(node.op.constant_indices(node))
     ]
+    padding_idx = node.op.padding_idx
+    bits = f"static_cast<npy_int64>({(padding_idx or 0) % 2**64}ULL)"
+    padding = "nullptr" if padding_idx is None else "&padding_idx"
     return f"""
+    const npy_int64 padding_idx = {bits};
     PyArrayObject* const arguments[] = {{{", ".join(inputs)}}};
     void* const constants[] = {{{", ".join(kept)}}};
     const auto kernel = reinterpret_cast<{CALL}>(loaded);
-    if (!kernel(arguments, {outputs}, {str(node.op.inplace).lower()}, constants)) {{
+    if (!kernel(arguments, {outputs}, {str(node.op.inplace).lower()}, constants, {padding})) {{
         {fail}
     }}
     """

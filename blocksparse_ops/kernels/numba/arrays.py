@@ -14,16 +14,21 @@ from blocksparse_ops.kernels.numba.vector import Code
 
 Array = namedtuple("Array", "data shape strides")
 
-# Of a constant that has no negative values `least` and `greatest` are known; else least is -1.
-IndexArray = namedtuple("IndexArray", "data shape strides itemsize is_signed least greatest")
+# What is known of an index before a call: of a constant without negative values the first and the
+# last block that it names, else `least` is -1; whether some values may be padding, that is name no
+# block; and the 64 bits of that value.
+Known = namedtuple("Known", "least greatest is_padded padding")
+
+IndexArray = namedtuple("IndexArray", "data shape strides itemsize is_signed known")
 
 
 def array_type(ndim):
     return NamedTuple((int64, UniTuple(int64, ndim), UniTuple(int64, ndim)), Array)
 
 
+KNOWN = NamedTuple((int64, int64, boolean, int64), Known)
 INDEX_ARRAY = NamedTuple(
-    (int64, UniTuple(int64, 2), UniTuple(int64, 2), int64, boolean, int64, int64), IndexArray
+    (int64, UniTuple(int64, 2), UniTuple(int64, 2), int64, boolean, KNOWN), IndexArray
 )
 
 
@@ -71,9 +76,9 @@ def overload_is_signed(index):
 
 
 @kernel
-def view_index(index, bounds):
+def view_index(index, known):
     address, signed = address_of(index), is_signed(index)
-    return IndexArray(address, index.shape, index.strides, index.itemsize, signed, *bounds)
+    return IndexArray(address, index.shape, index.strides, index.itemsize, signed, known)
 
 
 @intrinsic

@@ -61,8 +61,8 @@ def take_by_block(p, memory):
     b.input, b.output = (1, 0) if output_is_major else (0, 1)
     first, second = b.plan.first, b.plan.second
     input_side, output_side = (second, first) if output_is_major else (first, second)
-    set_side(input_side, p.batch * p.inputs, p.inputs, p.W.shape[0])
-    set_side(output_side, p.batch * p.outputs, p.outputs, p.W.shape[1])
+    set_side(input_side, p.batch * p.inputs, p.inputs, p.W.shape[0], p.input_is_padded)
+    set_side(output_side, p.batch * p.outputs, p.outputs, p.W.shape[1], p.output_is_padded)
     take_plan(b.plan, memory)
     b.h_rows, b.out_rows = take(memory, input_side.rows), take(memory, output_side.rows)
     b.triples_before = take(memory, p.W.shape[1] + 1 if p.threads > 1 else 0)

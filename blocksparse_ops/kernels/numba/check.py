@@ -21,6 +21,9 @@ from blocksparse_ops.signature import (
     raise_fault,
 )
 
+# Stands for an index that names no block, where blocks are counted from the start.
+NO_BLOCK = np.int64(-1)
+
 # A record is (fault, which, first, second, value, size): see Signature.raise_fault.
 FINE = (NO_FAULT, 0, 0, 0, 0, 0)
 
@@ -67,6 +70,12 @@ def index_value(index, first, second):
 
 
 @kernel
+def is_padding(value, known):
+    """Whether an index, given by its 64 bits, names no block."""
+    return known.is_padded and value == known.padding
+
+
+@kernel
 def from_start(value, is_signed, blocks):
     """The block that an index names, counted from the start, or -1 if it is out of range."""
     if is_signed and -blocks <= value < 0:
@@ -78,14 +87,16 @@ def from_start(value, is_signed, blocks):
 def index_pass(stores):
     """The function that goes over contiguous values in vectors: pass(start, count, ...).
 
-    It returns whether all are in range and, if it `stores`, writes the blocks that they name,
-    counted from the start, to a table.
+    It returns whether all are in range or padding and, if it `stores`, writes the blocks that they
+    name, counted from the start, or NO_BLOCK, to a table.
     """
 
     @intrinsic
-    def all_in_range(typing_context, start, count, itemsize, is_signed, blocks, table):
+    def all_in_range(
+        typing_context, start, count, itemsize, is_signed, is_padded, padding, blocks, table
+    ):
         def generate(context, builder, signature, values):
-            start, count, itemsize, is_signed, *others = values
+            start, count, itemsize, *others = values
             result = builder.alloca(ir.IntType(1))
             code, done = Code(builder), builder.append_basic_block()
             switch = builder.switch(itemsize, done)
@@ -93,18 +104,24 @@ def index_pass(stores):
                 case = builder.append_basic_block()
                 switch.add_case(word(size), case)
                 builder.position_at_end(case)
-                found = values_in_range(code, size, stores, start, count, is_signed, *others)
+                found = values_in_range(code, size, stores, start, count, *others)
                 builder.store(found, result)
                 builder.branch(done)
             builder.position_at_end(done)
             return builder.load(result)
 
-        return boolean(int64, int64, int64, boolean, int64, int64), generate
+        return PASS_SIGNATURE, generate
 
     return all_in_range
 
 
-def values_in_range(code, size, stores, start, count, is_signed, blocks, table):
+# Of (start, count, itemsize, is_signed, is_padded, padding, blocks, table).
+PASS_SIGNATURE = boolean(int64, int64, int64, boolean, boolean, int64, int64, int64)
+
+
+def values_in_range(
+    code, size, stores, start, count, is_signed, is_padded, padding, blocks, table
+):
     """The code of a pass over values of so many bytes."""
     builder = code.builder
     wrap = builder.select(is_signed, blocks, word(0))
@@ -117,12 +134,17 @@ def values_in_range(code, size, stores, start, count, is_signed, blocks, table):
             value = builder.select(
                 is_signed, builder.sext(value, words), builder.zext(value, words)
             )
+        flags = ir.VectorType(ir.IntType(1), lanes)
+        is_padding = builder.icmp_signed("==", value, code.splat(padding, words))
+        is_padding = builder.and_(is_padding, code.splat(is_padded, flags))
         # An unsigned value of 2**63 or more is negative here, and out of range.
         is_negative = builder.icmp_signed("<", value, ir.Constant(words, None))
         from_end = builder.add(value, code.splat(wrap, words))
         value = builder.select(is_negative, from_end, value)
-        found = builder.and_(found, builder.icmp_unsigned("<", value, code.splat(blocks, words)))
+        is_in_range = builder.icmp_unsigned("<", value, code.splat(blocks, words))
+        found = builder.and_(found, builder.or_(is_in_range, is_padding))
         if stores:
+            value = builder.select(is_padding, ir.Constant(words, [int(NO_BLOCK)] * lanes), value)
             code.store(value, code.offset(table, k, word(WORD_BYTES)), align=WORD_BYTES)
         return [found]
 
@@ -146,19 +168,16 @@ PASS_LANES = 8
 all_in_range, count_in_range = index_pass(False), index_pass(True)
 
 
-def check_values(start, count, itemsize, is_signed, blocks, table):
-    return all_in_range(start, count, itemsize, is_signed, blocks, table)
+def check_values(start, count, itemsize, is_signed, is_padded, padding, blocks, table):
+    return all_in_range(start, count, itemsize, is_signed, is_padded, padding, blocks, table)
 
 
-def count_values(start, count, itemsize, is_signed, blocks, table):
-    return count_in_range(start, count, itemsize, is_signed, blocks, table)
+def count_values(start, count, itemsize, is_signed, is_padded, padding, blocks, table):
+    return count_in_range(start, count, itemsize, is_signed, is_padded, padding, blocks, table)
 
 
 # By themselves: in each caller they would take seconds to compile.
-PASS = Unit(
-    [check_values, count_values],
-    lambda _: boolean(int64, int64, int64, boolean, int64, int64),
-)
+PASS = Unit([check_values, count_values], lambda _: PASS_SIGNATURE)
 ready_pass, call_pass = PASS.ready, PASS.call
 CHECKS, COUNTS = np.int64(0), np.int64(1)
 
@@ -172,7 +191,7 @@ def is_contiguous(index):
 @kernel
 def is_known(index, blocks):
     """Whether two numbers are enough to know that all of a constant's values are in range."""
-    return index.least >= 0 and index.greatest < blocks
+    return index.known.least >= 0 and index.known.greatest < blocks
 
 
 @kernel
@@ -180,17 +199,16 @@ def pass_over(index, blocks, table, which):
     """Whether all values of an index, of which each row may be anywhere, are in range."""
     batch, window = index.shape
     step, size = index.strides[1], index.itemsize
+    about = size, index.is_signed, index.known.is_padded, index.known.padding, blocks
     ready_pass(0, which)
     if is_contiguous(index):
-        arguments = (index.data, batch * window, size, index.is_signed, blocks, table)
-        return call_pass(0, which, arguments)
+        return call_pass(0, which, (index.data, batch * window, *about, table))
     length = max(window, 1) if step == size else 1
     found = True
     for n in range(batch):
         for first in range(0, window, length):
             start = index.data + n * index.strides[0] + first * step
-            arguments = (start, length, size, index.is_signed, blocks, table)
-            found &= call_pass(0, which, arguments)
+            found &= call_pass(0, which, (start, length, *about, table))
             table += length * WORD_BYTES
     return found
 
@@ -201,6 +219,8 @@ def check_index(index, argument, blocks):
         for first in range(index.shape[0]):
             for second in range(index.shape[1]):
                 value = index_value(index, first, second)
+                if is_padding(value, index.known):
+                    continue
                 if from_start(value, index.is_signed, blocks) < 0:
                     fault = SIGNED_INDEX if index.is_signed else UNSIGNED_INDEX
                     return (fault, argument, first, second, value, blocks)
@@ -225,11 +245,13 @@ def check(sizes, equal_sizes, triples, inputIdx, iBlocks, outputIdx, oBlocks):
 
 @kernel
 def count_from_start(index, blocks, table):
-    """The checked indices of one argument, counted from the start, by example.
+    """The checked indices of one argument, counted from the start or NO_BLOCK, by example.
 
     It is their own memory, if they are that already, or else this table, filled.
     """
-    if is_known(index, blocks) and index.itemsize == WORD_BYTES and is_contiguous(index):
+    is_counted = not index.known.is_padded or index.known.padding == NO_BLOCK
+    is_words = index.itemsize == WORD_BYTES and is_contiguous(index)
+    if is_known(index, blocks) and is_counted and is_words:
         return index.data
     pass_over(index, blocks, table, COUNTS)
     return table
@@ -238,11 +260,14 @@ def count_from_start(index, blocks, table):
 OPS = tuple(SIGNATURES)
 
 
-def fail(op, fault):
-    """Raise what a record says of a call of the op of this number."""
+def fail(op, fault, padding):
+    """Raise what a record says of a call of the op of this number.
+
+    `padding` is whether some index names no block, and its 64 bits.
+    """
     with objmode():
-        raise_fault(OPS[op], fault)
+        raise_fault(OPS[op], fault, padding)
 
 
-FAIL = Unit(fail, lambda _: void(int64, FAULT))
+FAIL = Unit(fail, lambda _: void(int64, FAULT, UniTuple(int64, 2)))
 ready_fail, call_fail = FAIL.ready, FAIL.call

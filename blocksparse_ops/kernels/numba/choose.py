@@ -25,6 +25,8 @@ def pattern_is_shared(p):
     Every block in use then has all examples as its rows, and a plan would only cost time. Otherwise
     going block by block, in the order of memory, always pays.
     """
+    if p.input_is_padded or p.output_is_padded:
+        return False
     return repeats(p.input, p.batch, p.inputs) and repeats(p.output, p.batch, p.outputs)
 
 

@@ -47,7 +47,7 @@ new_direct, direct_at = DIRECT.new, DIRECT.at
 @kernel
 def position_of(p, by_columns, chains, lanes, columns):
     """Of a shape in `shapes`: powers of two are given by their exponents."""
-    single = p.left.shape[1] == 1 and p.right.shape[1] == 1
+    single = p.left.shape[1] == 1 and p.right.shape[1] == 1 and not p.is_padded
     loops = single * (1 + (columns == 1 << lanes))
     return ((by_columns * POWERS + chains) * POWERS + lanes) * len(LOOPS) + loops
 
@@ -151,6 +151,7 @@ def run_direct_gemv(out, W, h, inputIdx, outputIdx, scale, start, most_threads):
     """
     p = new_direct(scale)
     set_direct(p, W, h, out, scale, most_threads)
+    p.is_padded = inputIdx.known.is_padded or outputIdx.known.is_padded
     if is_nothing(p):
         return
     array = allocate_tables(p, take_direct)
@@ -177,6 +178,7 @@ def run_direct_outer(out, x, y, xIdx, yIdx, alpha, start, most_threads):
     """Add to `out`, which holds the initial values; all has been checked."""
     p = new_direct(alpha)
     set_direct(p, out, x, y, alpha, most_threads)
+    p.is_padded = xIdx.known.is_padded or yIdx.known.is_padded
     if is_nothing(p):
         return
     array = allocate_tables(p, take_direct)

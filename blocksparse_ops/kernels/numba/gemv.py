@@ -74,6 +74,7 @@ def run_gemv(out, W, h, inputIdx, outputIdx, scale, most_threads):
     """Add to `out`, which holds the initial values; all has been checked."""
     p = new_product(scale)
     set_product(p, out, W, h, scale, most_threads)
+    p.input_is_padded, p.output_is_padded = inputIdx.known.is_padded, outputIdx.known.is_padded
     array = allocate_tables(p, take_product)
     p.input = count_from_start(inputIdx, W.shape[0], p.input)
     p.output = count_from_start(outputIdx, W.shape[1], p.output)

@@ -26,7 +26,7 @@ OUTER_WORDS = OUTER_RECORD.words
 def plan_gradient(outer, W, x, y, xIdx, yIdx, alpha, most_threads):
     """Fill the record of an outer product, and return the array that holds its tables."""
     p = outer_at(outer, 0, alpha)
-    set_outer(p, W, x, y, alpha, most_threads)
+    set_outer(p, W, x, y, xIdx, yIdx, alpha, most_threads)
     tables = allocate_tables(p, take_outer)
     plan_outer(p, x, y, xIdx, yIdx)
     return tables

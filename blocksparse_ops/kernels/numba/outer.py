@@ -77,13 +77,13 @@ def check_outer(o, x, y, xIdx, yIdx):
 
 
 @kernel
-def set_outer(p, out, x, y, alpha, most_threads):
+def set_outer(p, out, x, y, xIdx, yIdx, alpha, most_threads):
     batch, inputs, outputs = x.shape[0], x.shape[1], y.shape[1]
     p.out, p.x_step, p.y_step, p.alpha = out, x.strides[2], y.strides[2], alpha
     p.panels = cut_columns(out.shape[3], p)
     p.threads = threads_for(batch * inputs * outputs, x.shape[2] * y.shape[2], most_threads)
-    set_side(p.plan.first, batch * inputs, inputs, out.shape[0])
-    set_side(p.plan.second, batch * outputs, outputs, out.shape[1])
+    set_side(p.plan.first, batch * inputs, inputs, out.shape[0], xIdx.known.is_padded)
+    set_side(p.plan.second, batch * outputs, outputs, out.shape[1], yIdx.known.is_padded)
 
 
 @kernel
@@ -114,7 +114,7 @@ def plan_outer(p, x, y, xIdx, yIdx):
 def run_outer(out, x, y, xIdx, yIdx, alpha, most_threads):
     """Add to `out`, which holds the initial values; all has been checked."""
     p = new_outer(alpha)
-    set_outer(p, out, x, y, alpha, most_threads)
+    set_outer(p, out, x, y, xIdx, yIdx, alpha, most_threads)
     array = allocate_tables(p, take_outer)
     plan_outer(p, x, y, xIdx, yIdx)
     threads, outer = p.threads, address_of_record(p)

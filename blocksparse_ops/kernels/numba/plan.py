@@ -4,6 +4,7 @@ import numpy as np
 from numba.core.types import int64, void
 from numba.extending import intrinsic
 
+from blocksparse_ops.kernels.numba.check import NO_BLOCK
 from blocksparse_ops.kernels.numba.compile import Unit, kernel
 from blocksparse_ops.kernels.numba.memory import (
     fill_zeros,
@@ -21,8 +22,12 @@ from blocksparse_ops.kernels.numba.vector import word
 # since a plan's cost is to write its triples and to read them. Then, for the plan: bitmaps of the
 # blocks in use and how many of them stand before each word; the rank of each row's block among
 # them, so that a block that is not in use costs a bit; and where the next entry of each rank goes.
+# A row that is padded has the rank past the last. `joined`, of a side that is joined with one that
+# may be padded, has for each example the rows of that which are not, and else is 0.
 SIDE = Record(
-    "Side", "blocks_of_rows rows window blocks bitmaps used before ranks rank_of_rows following"
+    "Side",
+    "blocks_of_rows rows window blocks is_padded bitmaps used before ranks rank_of_rows following "
+    "joined",
 )
 
 # Group g is a block in use, by its numbers on both sides. It multiplies the rows of triples
@@ -59,8 +64,8 @@ def row_of(plan, t, side):
 
 
 @kernel
-def set_side(side, rows, window, blocks):
-    side.rows, side.window, side.blocks = rows, window, blocks
+def set_side(side, rows, window, blocks, is_padded):
+    side.rows, side.window, side.blocks, side.is_padded = rows, window, blocks, is_padded
 
 
 @kernel
@@ -72,6 +77,8 @@ def take_plan(plan, memory):
         raise MemoryError
     take_side(first, memory)
     take_side(second, memory)
+    first.joined = take(memory, first.rows) if second.is_padded else 0
+    second.joined = 0
     plan.order = take_rows(memory, second.rows)
     plan.triple = take(memory, triples)
     groups = most_groups(triples, first.blocks, second.blocks)
@@ -85,7 +92,7 @@ def take_side(side, memory):
     side.bitmaps = take(memory, COPIES * words)
     side.used, side.before = take(memory, words), take(memory, words)
     side.rank_of_rows = take_rows(memory, side.rows)
-    side.following = take(memory, min(side.rows, side.blocks))
+    side.following = take(memory, min(side.rows, side.blocks) + 1)
 
 
 @kernel
@@ -102,6 +109,18 @@ def with_bit(typing_context, bits, number):
     def generate(context, builder, signature, arguments):
         bits, number = arguments
         return builder.or_(bits, builder.shl(word(1), builder.and_(number, word(63))))
+
+    return int64(int64, int64), generate
+
+
+@intrinsic
+def without_bit(typing_context, bits, number):
+    """The word without one bit, by the last six bits of its number."""
+
+    def generate(context, builder, signature, arguments):
+        bits, number = arguments
+        bit = builder.shl(word(1), builder.and_(number, word(63)))
+        return builder.and_(bits, builder.not_(bit))
 
     return int64(int64, int64), generate
 
@@ -129,13 +148,19 @@ def bits_of(typing_context, bits):
 
 
 @kernel
+def block_of_row(side, row):
+    """For NO_BLOCK, which is the largest number without a sign, the number past the last."""
+    return np.int64(min(np.uint64(word_at(side.blocks_of_rows, row)), np.uint64(side.blocks)))
+
+
+@kernel
 def mark_used(side):
     """Set a bit for each block that a row uses."""
     # Four bitmaps in turn: an update of a word waits for the store of the one before.
     words = side.blocks // 64 + 1
     fill_zeros(side.bitmaps, COPIES * words)
     for row in range(side.rows):
-        block = word_at(side.blocks_of_rows, row)
+        block = block_of_row(side, row)
         at = block // 64 * COPIES + row % COPIES
         set_word(side.bitmaps, at, with_bit(word_at(side.bitmaps, at), block))
     for at in range(words):
@@ -143,6 +168,8 @@ def mark_used(side):
         for copy in range(COPIES):
             bits |= word_at(side.bitmaps, at * COPIES + copy)
         set_word(side.used, at, bits)
+    past = side.blocks // 64
+    set_word(side.used, past, without_bit(word_at(side.used, past), side.blocks))
 
 
 @kernel
@@ -154,7 +181,7 @@ def rank_blocks(side):
         count += bits_of(word_at(side.used, at))
     side.ranks = count
     for row in range(side.rows):
-        block = word_at(side.blocks_of_rows, row)
+        block = block_of_row(side, row)
         at = block // 64
         rank = word_at(side.before, at) + bits_below(word_at(side.used, at), block)
         set_row(side.rank_of_rows, row, rank)
@@ -162,13 +189,16 @@ def rank_blocks(side):
 
 @kernel
 def start_ranks(side, entries):
-    """Where each rank's entries start if each of its rows has `entries` of them."""
-    fill_zeros(side.following, side.ranks)
+    """Where each rank's entries start if each of its rows has `entries` of them or, where there is a
+    table of them, as many as its example. Those of rows that are padded stand last."""
+    fill_zeros(side.following, side.ranks + 1)
     for row in range(side.rows):
+        if side.joined != 0:
+            entries = word_at(side.joined, row // side.window)
         rank = row_at(side.rank_of_rows, row)
         set_word(side.following, rank, word_at(side.following, rank) + entries)
     total = 0
-    for rank in range(side.ranks):
+    for rank in range(side.ranks + 1):
         count = word_at(side.following, rank)
         set_word(side.following, rank, total)
         total += count
@@ -184,19 +214,34 @@ def next_entry(side, row):
 
 
 @kernel
+def count_joined(first, second):
+    """Count for each example the rows of the second side's window that are not padded."""
+    for n in range(first.rows // max(first.window, 1)):
+        count = 0
+        for row in range(n * second.window, (n + 1) * second.window):
+            count += word_at(second.blocks_of_rows, row) != NO_BLOCK
+        set_word(first.joined, n, count)
+
+
+@kernel
 def sort_triples(plan):
     """A counting sort in two passes, by the second side's block, then by the first's.
 
     Both are stable: a row's triples stay in the order of its window, however often and wherever a
     block is named. `following` of the first side is then where the triples of each rank end.
+    Without a branch, triples whose row of the first side is padded are written behind all others.
     """
     first, second = plan.first, plan.second
     start_ranks(second, ONE)
     for row in range(second.rows):
         set_row(plan.order, next_entry(second, row), row)
+    if first.joined != 0:
+        count_joined(first, second)
     start_ranks(first, second.window)
     for position in range(second.rows):
         minor = row_at(plan.order, position)
+        if row_at(second.rank_of_rows, minor) == second.ranks:
+            break
         begin = minor // second.window * first.window
         for row in range(begin, begin + first.window):
             t = next_entry(first, row)

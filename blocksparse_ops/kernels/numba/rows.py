@@ -1,6 +1,7 @@
 """The code of the direct path: rows of the output one after the other, for one shape of blocks."""
 
 from collections import namedtuple
+from contextlib import nullcontext
 from itertools import product
 
 from llvmlite import ir
@@ -8,6 +9,7 @@ from numba.core.types import void
 from numba.extending import intrinsic
 
 from blocksparse_ops.kernels.numba.arrays import array_type
+from blocksparse_ops.kernels.numba.check import NO_BLOCK
 from blocksparse_ops.kernels.numba.records import SCALAR, Record
 from blocksparse_ops.kernels.numba.sums import ColumnSums, RowSums, add_lanes, select_from
 from blocksparse_ops.kernels.numba.vector import (
@@ -21,12 +23,14 @@ from blocksparse_ops.kernels.numba.vector import (
 
 LINE = 64
 
+NO, YES = (ir.Constant(ir.IntType(1), bit) for bit in (0, 1))
+
 # What all threads work on: the blocks, what stands at the input window and at the output window,
-# tables of the indices counted from the start. `ahead` is a number of rows, or 0; `initial` is the
-# address of a vector of initial values, or 0.
+# tables of the indices counted from the start, and whether some of them may be padded. `ahead` is a
+# number of rows, or 0; `initial` is the address of a vector of initial values, or 0.
 DIRECT = Record(
     "Direct",
-    "input output threads ahead initial",
+    "input output is_padded threads ahead initial",
     blocks=array_type(4),
     left=array_type(3),
     right=array_type(3),
@@ -37,8 +41,9 @@ DIRECT = Record(
 class Rows:
     """Code that works on some rows n * outputs + w of the output window, one after the other.
 
-    If `shape.single`, each window has one place: loops over them take longer than small products
-    do. So do those over the vectors of a block, if one holds all columns: `shape.whole`.
+    If `shape.single`, each window has one place, which is not padded: loops over them take longer
+    than small products do. So do those over the vectors of a block, if one holds all columns:
+    `shape.whole`.
     """
 
     def __init__(self, builder, scalar, shape, record):
@@ -74,7 +79,8 @@ class Rows:
             w, left, right, input_blocks = values
             self._prefetch(row, last)
             j = self._index(self.output, row)
-            self._add(left, right, input_blocks, j)
+            with self._unless_padded(j):
+                self._add(left, right, input_blocks, j)
             w = builder.add(w, word(1))
             wraps = builder.icmp_signed("==", w, self.outputs)
             steps = left_step, wrap_step, builder.mul(self.inputs, word(WORD_BYTES))
@@ -93,6 +99,15 @@ class Rows:
             ]
 
         code.for_loop(first, last, word(1), start, work)
+
+    def _is_block(self, number):
+        return self.builder.icmp_signed("!=", number, word(int(NO_BLOCK)))
+
+    def _unless_padded(self, number):
+        """A context of code that runs if this is the number of a block."""
+        if self.single:
+            return nullcontext()
+        return self.builder.if_then(self._is_block(number), likely=True)
 
     def _index(self, table, at):
         return self.code.load(self.code.offset(table, at, word(WORD_BYTES)), WORD, WORD_BYTES)
@@ -167,20 +182,31 @@ class GemvRows(Rows):
         step = column_step if self.by_columns else row_step
 
         def add_vector(column, overlap):
-            def accumulate(v, sums):
-                block = self._block(self._index(input_blocks, v), j)
-                block = code.offset(block, column, column_step)
+            def accumulate(v, i, sums):
+                block = code.offset(self._block(i, j), column, column_step)
                 row = code.offset(left, v, place_step)
                 return self.sums.accumulate(sums, row, left_step, block, step, depth)
 
+            def accumulate_place(v, values):
+                i = self._index(input_blocks, v)
+                return code.when(
+                    self._is_block(i), values, lambda now: [NO, *accumulate(v, i, now[1:])]
+                )
+
+            def add(sums):
+                to = code.offset(right, column, out_step)
+                total = self.sums.total(sums)
+                add_lanes(code, total, overlap, self.initial, to, out_step, self.size)
+
             sums = self.sums.start()
             if self.single:
-                sums = accumulate(word(0), sums)
-            else:
-                _, sums = code.for_loop(word(0), self.inputs, word(1), sums, accumulate)
-            to = code.offset(right, column, out_step)
-            total = self.sums.total(sums)
-            add_lanes(code, total, overlap, self.initial, to, out_step, self.size)
+                add(accumulate(word(0), self._index(input_blocks, word(0)), sums))
+                return
+            _, (is_empty, *sums) = code.for_loop(
+                word(0), self.inputs, word(1), [YES, *sums], accumulate_place
+            )
+            with self.builder.if_then(self.builder.not_(is_empty), likely=True):
+                add(sums)
 
         self._for_each_vector(columns, add_vector)
 
@@ -206,7 +232,7 @@ class OuterRows(Rows):
                 builder.icmp_signed(">=", number, self.first_block),
                 builder.icmp_signed("<", number, self.last_block),
             )
-            with builder.if_then(is_mine, likely=True):
+            with self._unless_padded(i), builder.if_then(is_mine, likely=True):
                 sides = (code.offset(left, v, place_step), left_step), (right, self.right[2][2])
                 self._add_block(self._block(i, j), *(sides[::-1] if self.by_columns else sides))
             return []
