@@ -95,7 +95,9 @@ def sparse_block_dot(
     )
     values = {"W": W, "h": h, "inputIdx": inputIdx, "b": b, "outputIdx": outputIdx}
     signature = DOT if b is not None else DOT_WITHOUT_BIAS
-    arguments = {name: as_argument(signature, name, values[name], padding_idx) for name in signature.names}
+    arguments = {
+        name: as_argument(signature, name, values[name], padding_idx) for name in signature.names
+    }
     sizes = signature.static_sizes([x.type.shape for x in arguments.values()])
     check_constants(signature, arguments, sizes, padding_idx)
     W, h, inputIdx, outputIdx = (arguments[k] for k in ("W", "h", "inputIdx", "outputIdx"))

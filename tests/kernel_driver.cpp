@@ -302,14 +302,16 @@ int main(int count, char** words) try {
     constexpr void (*checks[])(Random&, const Options&) = {
         check<Gemv<float>>,        check<Gemv<double>>,        check<Outer<float>>,
         check<Outer<double>>,      check<DirectGemv<float>>,   check<DirectGemv<double>>,
-        check<DirectOuter<float>>, check<DirectOuter<double>>};
+        check<DirectOuter<float>>, check<DirectOuter<double>>, check<DirectGemv<float, true>>,
+        check<DirectGemv<double, true>>, check<DirectOuter<float, true>>,
+        check<DirectOuter<double, true>>};
     for (long k = 0; k < options.problems; ++k) {
         const std::uint64_t seed = options.seed + static_cast<std::uint64_t>(k);
         current = "kernel_driver --seed " + std::to_string(seed) + " --threads " +
                   std::to_string(options.threads) +
                   (options.fail_allocations ? " --fail-allocations" : "");
         Random random(seed);
-        checks[random.below(8)](random, options);
+        checks[random.below(std::size(checks))](random, options);
     }
     std::printf("%ld problems\n", options.problems);
 } catch (const std::exception& error) {

@@ -161,21 +161,25 @@ constexpr bool is_float = sizeof(T) == 4;
 
 template <class T>
 struct Op<Gemv<T>> : GemvOp<T> {
+    static constexpr bool takes_padding = true;
     static constexpr const char* name = is_float<T> ? "gemv<float>" : "gemv<double>";
 };
 
-template <class T>
-struct Op<DirectGemv<T>> : GemvOp<T> {
+template <class T, bool padded>
+struct Op<DirectGemv<T, padded>> : GemvOp<T> {
+    static constexpr bool takes_padding = padded;
     static constexpr const char* name = is_float<T> ? "direct gemv<float>" : "direct gemv<double>";
 };
 
 template <class T>
 struct Op<Outer<T>> : OuterOp<T> {
+    static constexpr bool takes_padding = true;
     static constexpr const char* name = is_float<T> ? "outer<float>" : "outer<double>";
 };
 
-template <class T>
-struct Op<DirectOuter<T>> : OuterOp<T> {
+template <class T, bool padded>
+struct Op<DirectOuter<T, padded>> : OuterOp<T> {
+    static constexpr bool takes_padding = padded;
     static constexpr const char* name =
         is_float<T> ? "direct outer<float>" : "direct outer<double>";
 };
@@ -288,7 +292,7 @@ struct Problem {
     void draw_padding(Random& random) {
         const i64 value = random.one_of({-1, -1, 0, 1, 100, sizes['i'], sizes['j']});
         const bool is_held = types[input_index].holds(value) && types[output_index].holds(value);
-        padding = {random.once_in(2) && is_held, value};
+        padding = {Op<Kernel>::takes_padding && random.once_in(2) && is_held, value};
         for (int a : {input_index, output_index}) tensors[a].array.padding = padding;
     }
 

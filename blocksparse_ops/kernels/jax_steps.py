@@ -178,9 +178,7 @@ def add_by_window(
     return jax.lax.fori_loop(0, -(-total // of_step), add_step, sums)
 
 
-def multiply(
-    h: Array, W: Array, i: Array, j: Array, transposed: bool, may_be_none: bool
-) -> Array:
+def multiply(h: Array, W: Array, i: Array, j: Array, transposed: bool, may_be_none: bool) -> Array:
     """The sums over windows and depths, of as many examples as may be gathered at once."""
     batch, outputs = j.shape
     if transposed:

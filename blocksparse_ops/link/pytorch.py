@@ -33,9 +33,7 @@ AS_INTEGERS = (torch.bool, torch.uint16, torch.uint32, torch.uint64)
     "check_index(Tensor index, int blocks, str op, str argument, int? padding) -> Tensor",
     lambda index, *others: index.new_empty((), dtype=torch.int64),
 )
-def check_index(
-    index: Tensor, blocks: int, op: str, argument: str, padding: int | None
-) -> Tensor:
+def check_index(index: Tensor, blocks: int, op: str, argument: str, padding: int | None) -> Tensor:
     """A zero, once an index into a known number of blocks is in range.
 
     An operator may not return its argument, and to add a zero takes less time than a copy.
@@ -51,9 +49,7 @@ def check_index(
 
 
 @torch.library.register_vmap("blocksparse_ops::check_index", lib=LIBRARY)
-def _(
-    info: Any, axes: Axes, index: Tensor, *others: Any
-) -> tuple[Tensor, None]:
+def _(info: Any, axes: Axes, index: Tensor, *others: Any) -> tuple[Tensor, None]:
     # A check takes any number of dimensions.
     return check_index(index, *others), None
 

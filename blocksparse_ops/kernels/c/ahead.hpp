@@ -40,9 +40,11 @@ class Ahead {
 
     __attribute__((noinline)) void prefetch(i64 row) const {
         const i64* input = indices.input.begin() + row / outputs * inputs;
-        const char* of_output = blocks.data + indices.output[row] * blocks.strides[1];
+        const char* of_output =
+            blocks.data + std::max<i64>(indices.output[row], 0) * blocks.strides[1];
         for (i64 v = 0; v < inputs; ++v) {
-            const char* at = of_output + input[v] * blocks.strides[0];
+            // Of what is padded another block.
+            const char* at = of_output + std::max<i64>(input[v], 0) * blocks.strides[0];
             for (i64 k = 0; k < lines; ++k, at += step)
                 for (i64 byte = 0; byte < bytes; byte += line) __builtin_prefetch(at + byte);
         }

@@ -2,10 +2,9 @@
 // start.
 #pragma once
 
-#include "arrays.hpp"
+#include "vector.hpp"
 
 #include <algorithm>
-#include <cstring>
 
 namespace blocksparse {
 
@@ -59,10 +58,8 @@ Fault first_out_of_range(const Array& index, i64 argument, i64 blocks) {
     constexpr bool is_signed = Index(-1) < Index(0);
     for (i64 n = 0; n < index.shape[0]; ++n)
         for (i64 place = 0; place < index.shape[1]; ++place) {
-            Index value;
-            std::memcpy(&value, index.data + n * index.strides[0] + place * index.strides[1],
-                        sizeof value);
-            const i64 block = static_cast<i64>(value);
+            const i64 block = static_cast<i64>(load<Index>(
+                index.data + n * index.strides[0] + place * index.strides[1]));
             if (index.padding.is(block)) continue;
             if (block >= blocks || block < (is_signed ? -blocks : 0))
                 return {is_signed ? signed_index : unsigned_index, argument, n, place, block,
@@ -71,35 +68,41 @@ Fault first_out_of_range(const Array& index, i64 argument, i64 blocks) {
     return {};
 }
 
+// Writes the blocks that some values name, or no_block. Returns whether all are in range or padding.
+//
+// No value is an exception until all have been seen: so the compiler checks vectors of them at once.
+// For it, all conditions are masks of 64 bits.
+template <class Index>
+bool count_from_start(const Index* __restrict values, i64 step, i64 count, i64 blocks,
+                      const Padding& padding, i64* __restrict from_start) {
+    using Bits = std::uint64_t;
+    const i64 padding_value = padding.value, padding_mask = padding.is_given ? no_block : 0;
+    Bits wrong = 0;
+    for (i64 k = 0; k < count; ++k) {
+        // An unsigned value of 2**63 or more turns negative here, and is out of range.
+        i64 block = static_cast<i64>(values[k * step]);
+        const i64 is_padding = block == padding_value ? padding_mask : 0;
+        if constexpr (Index(-1) < Index(0)) block += block < 0 ? blocks : 0;
+        wrong |= static_cast<Bits>(block) >= static_cast<Bits>(blocks) ? ~Bits(is_padding) : 0;
+        from_start[k] = block | is_padding;
+    }
+    return !wrong;
+}
+
 template <class Index>
 Fault check_index_as(const Array& index, i64 argument, i64 blocks, i64* from_start) {
-    constexpr bool is_signed = Index(-1) < Index(0);
     constexpr i64 size = sizeof(Index);
-    const bool is_contiguous =
-        index.strides[1] == size && index.strides[0] == index.shape[1] * size;
+    const i64 step = index.strides[1] / size;
+    const bool is_contiguous = step == 1 && index.strides[0] == index.shape[1] * size;
     const i64 rows = is_contiguous ? 1 : index.shape[0];
     const i64 length = is_contiguous ? index.shape[0] * index.shape[1] : index.shape[1];
-    const bool has_padding = index.padding.is_given;
-    const Index padding = static_cast<Index>(index.padding.value);
-    // No value is an exception until all have been seen: so vectors of them are checked at once.
-    bool all_in_range = true;
-    const auto check_row = [&](const char* row, i64 step) __attribute__((always_inline)) {
-        for (i64 place = 0; place < length; ++place) {
-            Index value;
-            std::memcpy(&value, row + place * step, size);
-            // An unsigned value of 2**63 or more turns negative here, and is out of range.
-            i64 block = static_cast<i64>(value);
-            if (is_signed) block += block < 0 ? blocks : 0;
-            const bool is_padding = has_padding & (value == padding);
-            all_in_range &= is_padding | (static_cast<std::uint64_t>(block) <
-                                          static_cast<std::uint64_t>(blocks));
-            from_start[place] = is_padding ? no_block : block;
-        }
-        from_start += length;
+    const auto count = [&](const Index* row, i64 step) __attribute__((always_inline)) {
+        return count_from_start(row, step, length, blocks, index.padding, from_start);
     };
-    for (i64 n = 0; n < rows; ++n) {
-        const char* row = index.data + n * index.strides[0];
-        index.strides[1] == size ? check_row(row, size) : check_row(row, index.strides[1]);
+    bool all_in_range = true;
+    for (i64 n = 0; n < rows; ++n, from_start += length) {
+        const Index* row = reinterpret_cast<const Index*>(index.data + n * index.strides[0]);
+        all_in_range &= step == 1 ? count(row, 1) : count(row, step);
     }
     return all_in_range ? Fault{} : first_out_of_range<Index>(index, argument, blocks);
 }

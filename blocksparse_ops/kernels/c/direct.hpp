@@ -4,57 +4,80 @@
 
 #include "ahead.hpp"
 #include "choose.hpp"
+#include "places.hpp"
 #include "product.hpp"
 #include "split.hpp"
 #include "sums.hpp"
 
 namespace blocksparse {
 
-// Keeps the compiler from writing a loop in vectors: windows are mostly too short for them.
-#define BLOCKSPARSE_SHORT_LOOP asm("")
-
-// The rows of both windows, one row of the output after the other.
+// The rows of both windows, one row of the output after the other. If `padded`, places of them may be.
 //
-// If `single`, each window has one place, which is not padded: loops over them take longer than
-// small products do. So do those over the vectors of a block, if one holds all columns: `whole`,
-// below.
-template <bool single>
+// If `single`, each window has one place: loops over them take longer than small products do. So do
+// those over the vectors of a block, if one holds all columns: `whole`, below.
+template <bool single, bool padded>
 class Window {
    public:
-    Window(const Array& in, const Array& out, const Indices& indices, i64 row)
-        : inputs(single ? 1 : in.shape[1]), outputs(single ? 1 : out.shape[1]) {
+    Window(const Array& in, const Array& out, const Indices& indices, i64 row,
+           std::uint64_t* words)
+        : inputs(single ? 1 : in.shape[1]), outputs(single ? 1 : out.shape[1]),
+          places(inputs, words), examples_left(in.shape[0] - row / outputs) {
         const i64 n = row / outputs;
         w = row - n * outputs;
-        in_step = in.strides[0];
+        place_step = in.strides[1], in_step = in.strides[0];
         out_step = out.strides[1], next_out = out.strides[0] - (outputs - 1) * out_step;
         this->in = in.data + n * in_step;
         this->out = out.data + n * out.strides[0] + w * out_step;
         input = indices.input.begin() + n * inputs;
         output = indices.output.begin() + row;
+        if constexpr (padded) places.enter(input);
     }
 
     const i64 inputs, outputs;
-    char *in, *out;             // place 0 of the input window, place w of the output window
-    const i64 *input, *output;  // their blocks
+    char* out;          // place w of the output window
+    const i64* output;  // its block
+
+    // Whether nothing is added at this row, or from it.
+    bool is_padded() const { return padded && (*output == no_block || places.is_empty); }
+
+    // Calls use(row, block) for each place of the input window.
+    template <class Use>
+    __attribute__((always_inline)) void for_each_input(const Use& use) const {
+        const auto use_place = [&](i64 v) __attribute__((always_inline)) {
+            short_loop();
+            use(in + v * place_step, input[v]);
+        };
+        if constexpr (padded)
+            places.for_each(use_place);
+        else
+            for (i64 v = 0; v < inputs; ++v) use_place(v);
+    }
 
     void next() {
         ++output;
-        if (++w < outputs)
+        if (++w < outputs) {
             out += out_step;
-        else
-            w = 0, input += inputs, in += in_step, out += next_out;
+            return;
+        }
+        w = 0, input += inputs, in += in_step, out += next_out;
+        if constexpr (padded)
+            if (--examples_left) places.enter(input);
     }
 
    private:
-    i64 w, in_step, out_step, next_out;
+    Places places;
+    i64 examples_left;
+    char* in;  // place 0 of the input window
+    const i64* input;
+    i64 w, place_step, in_step, out_step, next_out;
 };
 
 // o[n, w] += sum_v h[n, v] @ W[inputIdx[n, v], outputIdx[n, w]]
-template <class T>
+template <class T, bool padded = false>
 class DirectGemv {
    public:
     static constexpr int arguments = 5;  // o, W, h, inputIdx, outputIdx
-    static constexpr bool can_start = true;
+    static constexpr bool can_start = !padded;
 
     // Checks, and allocates all that work() needs. Writes nothing of the caller's.
     Fault prepare(const Array* args, const SizePair* equal_sizes, int pair_count,
@@ -62,11 +85,12 @@ class DirectGemv {
         if (Fault fault = p.prepare(args, arguments, equal_sizes, pair_count)) return fault;
         workers = threads_for(p.batch * p.inputs * p.outputs, p.depth * p.columns, thresholds,
                               most_threads);
+        if constexpr (padded) scratch = Buffer<std::uint64_t>(workers * Places::words(p.inputs));
         return {};
     }
 
     // Whether each element of the output is a sum of some products.
-    bool writes_all() const { return has_products() && !p.indices.are_padded(); }
+    bool writes_all() const { return p.inputs && p.depth && p.columns; }
 
     // Has all sums start from one value, whatever the output holds.
     void start_from(const char* value) {
@@ -80,19 +104,20 @@ class DirectGemv {
     int threads() const { return workers; }
 
     // The work of one thread, some of the rows n * outputs + w; all may run at once.
-    void work(int thread) const {
+    void work(int thread) {
+        std::uint64_t* const words = scratch.begin() + thread * Places::words(p.inputs);
         const Share rows(p.batch * p.outputs, thread, workers);
-        if (!has_products() || rows.first == rows.last) return;
+        if (!writes_all() || rows.first == rows.last) return;
         const bool has_rows = p.W.strides[3] == size;
         const bool has_columns = p.W.strides[2] == size && p.h.strides[2] == size;
         with_power<most_chains<T>>(p.depth, [&](auto chains) {
             if (has_columns && (p.columns == 1 || !has_rows))
                 with_power<most_columns>(p.columns, [&](auto lanes) {
-                    add<ColumnSums<T, chains(), lanes()>>(rows, p.W.strides[3]);
+                    add<ColumnSums<T, chains(), lanes()>>(rows, p.W.strides[3], words);
                 });
             else
                 with_power<full_lanes<T>>(has_rows ? p.columns : 1, [&](auto lanes) {
-                    add<RowSums<T, chains(), lanes()>>(rows, p.W.strides[2]);
+                    add<RowSums<T, chains(), lanes()>>(rows, p.W.strides[2], words);
                 });
         });
     }
@@ -103,48 +128,44 @@ class DirectGemv {
 
     Product<T> p;
     int workers;
+    Buffer<std::uint64_t> scratch;
     bool starts = false;
     T start[full_lanes<T>];
 
-    bool has_products() const { return p.inputs && p.depth && p.columns; }
-
     template <class Sums>
-    void add(const Share& rows, i64 step) const {
-        const bool single = p.inputs == 1 && p.outputs == 1 && !p.indices.are_padded();
-        const bool whole = p.columns == Sums::lanes;
-        single && whole ? add_rows<Sums, true, true>(rows, step)
-        : single        ? add_rows<Sums, true, false>(rows, step)
-                        : add_rows<Sums, false, false>(rows, step);
+    void add(const Share& rows, i64 step, std::uint64_t* words) const {
+        const bool single = p.inputs == 1 && p.outputs == 1, whole = p.columns == Sums::lanes;
+        if constexpr (padded)
+            add_rows<Sums, false, false>(rows, step, words);
+        else
+            single && whole ? add_rows<Sums, true, true>(rows, step, words)
+            : single        ? add_rows<Sums, true, false>(rows, step, words)
+                            : add_rows<Sums, false, false>(rows, step, words);
     }
 
     template <class Sums, bool single, bool whole>
-    __attribute__((noinline)) void add_rows(const Share& rows, i64 step) const {
+    __attribute__((noinline)) void add_rows(const Share& rows, i64 step,
+                                            std::uint64_t* words) const {
         constexpr i64 lanes = Sums::lanes;
         const Array &W = p.W, &h = p.h, &out = p.out;
         const i64 depth = p.depth, columns = whole ? lanes : p.columns;
-        const i64 h_step = h.strides[1], left_step = h.strides[2], to_step = out.strides[2];
+        const i64 left_step = h.strides[2], to_step = out.strides[2];
         const i64 i_step = W.strides[0], j_step = W.strides[1], column_step = W.strides[3];
         const char* const all_blocks = W.data;
         const char* const initial = starts ? reinterpret_cast<const char*>(start) : nullptr;
-        Window<single> window(h, out, p.indices, rows.first);
+        Window<single, padded> window(h, out, p.indices, rows.first, words);
         Ahead ahead(W, size, p.indices, window.inputs, window.outputs, rows.last);
         for (i64 row = rows.first; row < rows.last; ++row, window.next()) {
             ahead.prefetch_from(row);
-            if (!single && *window.output == no_block) continue;
+            if (window.is_padded()) continue;
             const char* blocks = all_blocks + *window.output * j_step;
             for (i64 first = 0; first < columns; first += lanes) {
                 const i64 q = std::min(first, columns - lanes);
                 Sums sums;
-                bool is_empty = !single;
-                for (i64 v = 0; v < window.inputs; ++v) {
-                    BLOCKSPARSE_SHORT_LOOP;
-                    if (!single && window.input[v] == no_block) continue;
-                    is_empty = false;
-                    const char* block = blocks + window.input[v] * i_step;
-                    sums.accumulate(window.in + v * h_step, left_step, block + q * column_step,
-                                    step, depth);
-                }
-                if (is_empty) break;
+                window.for_each_input([&](const char* left, i64 i) __attribute__((always_inline)) {
+                    const char* block = blocks + i * i_step;
+                    sums.accumulate(left, left_step, block + q * column_step, step, depth);
+                });
                 add_lanes<T, lanes>(sums.total(), first - q, initial, window.out + q * to_step,
                                     to_step);
             }
@@ -153,7 +174,7 @@ class DirectGemv {
 };
 
 // o[xIdx[n, v], yIdx[n, w]] += alpha * outer(x[n, v], y[n, w])
-template <class T>
+template <class T, bool padded = false>
 class DirectOuter {
    public:
     static constexpr int arguments = 6;  // o, x, y, xIdx, yIdx, alpha
@@ -171,6 +192,7 @@ class DirectOuter {
             return fault;
         workers = threads_for(batch * inputs * outputs, x.shape[2] * y.shape[2], thresholds,
                               most_threads);
+        if constexpr (padded) scratch = Buffer<std::uint64_t>(workers * Places::words(inputs));
         return {};
     }
 
@@ -180,13 +202,14 @@ class DirectOuter {
     int threads() const { return workers; }
 
     // The work of one thread, some of the blocks i * oBlocks + j; all may run at once.
-    void work(int thread) const {
+    void work(int thread) {
+        std::uint64_t* const words = scratch.begin() + thread * Places::words(x.shape[1]);
         const Share blocks(out.shape[0] * out.shape[1], thread, workers);
         if (!out.shape[2] || !out.shape[3] || !x.shape[0] || !y.shape[1] || alpha == 0) return;
         // Where columns are contiguous, the sides change places.
         const bool swaps = out.strides[2] == size && (out.shape[3] == 1 || out.strides[3] != size);
-        swaps ? add_by_lanes({3, 2, y.strides[2], x.strides[2]}, blocks)
-              : add_by_lanes({2, 3, x.strides[2], y.strides[2]}, blocks);
+        swaps ? add_by_lanes({3, 2, y.strides[2], x.strides[2]}, blocks, words)
+              : add_by_lanes({2, 3, x.strides[2], y.strides[2]}, blocks, words);
     }
 
    private:
@@ -203,39 +226,41 @@ class DirectOuter {
     T alpha;
     Indices indices;
     int workers;
+    Buffer<std::uint64_t> scratch;
 
-    void add_by_lanes(const Sides& sides, const Share& blocks) const {
+    void add_by_lanes(const Sides& sides, const Share& blocks, std::uint64_t* words) const {
         const bool has_rows = out.strides[sides.column] == size && sides.right_step == size;
         with_power<full_lanes<T>>(has_rows ? out.shape[sides.column] : 1, [&](auto lanes) {
-            const bool single = x.shape[1] == 1 && y.shape[1] == 1 && !indices.are_padded();
+            const bool single = x.shape[1] == 1 && y.shape[1] == 1;
             const bool whole = out.shape[sides.column] == lanes();
-            single && whole ? add_blocks<lanes(), true, true>(sides, blocks)
-            : single        ? add_blocks<lanes(), true, false>(sides, blocks)
-                            : add_blocks<lanes(), false, false>(sides, blocks);
+            if constexpr (padded)
+                add_blocks<lanes(), false, false>(sides, blocks, words);
+            else
+                single && whole ? add_blocks<lanes(), true, true>(sides, blocks, words)
+                : single        ? add_blocks<lanes(), true, false>(sides, blocks, words)
+                                : add_blocks<lanes(), false, false>(sides, blocks, words);
         });
     }
 
     template <int lanes, bool single, bool whole>
-    __attribute__((noinline)) void add_blocks(const Sides& sides, const Share& blocks) const {
-        const i64 x_step = x.strides[1], oBlocks = out.shape[1], rows = x.shape[0] * y.shape[1];
+    __attribute__((noinline)) void add_blocks(const Sides& sides, const Share& blocks,
+                                              std::uint64_t* words) const {
+        const i64 oBlocks = out.shape[1], rows = x.shape[0] * y.shape[1];
         const bool has_all = blocks.last - blocks.first == out.shape[0] * oBlocks;
         const bool swaps = sides.row == 3;
         const Block<lanes, whole> block(out, sides, alpha);
-        Window<single> window(x, y, indices, 0);
+        Window<single, padded> window(x, y, indices, 0, words);
         Ahead ahead(out, size, indices, window.inputs, window.outputs, rows);
         for (i64 row = 0; row < rows; ++row, window.next()) {
             ahead.prefetch_from(row);
+            if (window.is_padded()) continue;
             const i64 j = *window.output;
-            if (!single && j == no_block) continue;
-            for (i64 v = 0; v < window.inputs; ++v) {
-                BLOCKSPARSE_SHORT_LOOP;
-                const i64 i = window.input[v], number = i * oBlocks + j;
-                if (!single && i == no_block) continue;
-                if (!has_all && (number < blocks.first || number >= blocks.last)) continue;
+            window.for_each_input([&](const char* of_x, i64 i) __attribute__((always_inline)) {
+                const i64 number = i * oBlocks + j;
+                if (!has_all && (number < blocks.first || number >= blocks.last)) return;
                 char *to = out.data + i * out.strides[0] + j * out.strides[1];
-                const char *of_x = window.in + v * x_step, *of_y = window.out;
-                swaps ? block.add(to, of_y, of_x) : block.add(to, of_x, of_y);
-            }
+                swaps ? block.add(to, window.out, of_x) : block.add(to, of_x, window.out);
+            });
         }
     }
 
@@ -257,7 +282,7 @@ class DirectOuter {
                 char* row = to + q * column_step;
                 const char* at = left;
                 for (i64 k = 0; k < rows; ++k, row += row_step, at += left_step) {
-                    BLOCKSPARSE_SHORT_LOOP;
+                    short_loop();
                     const V old = load_vector<V>(row), sum = old + alpha * (load<T>(at) * factor);
                     store_vector(row, overlap ? select_from<T, lanes>(overlap, sum, old) : sum);
                 }
@@ -270,7 +295,5 @@ class DirectOuter {
         const T alpha;
     };
 };
-
-#undef BLOCKSPARSE_SHORT_LOOP
 
 }  // namespace blocksparse

@@ -29,17 +29,18 @@ from blocksparse_ops.signature import GEMV, GRADIENT, OUTER, Signature
 # Each file after those that it includes.
 HEADERS = (
     "arrays",
+    "vector",
     "check",
     "choose",
     "split",
     "threads",
     "plan",
-    "vector",
     "panel",
     "tile",
     "pack",
     "sums",
     "product",
+    "places",
     "ahead",
     "direct",
     "by_block",
@@ -53,21 +54,22 @@ HEADERS = (
 SCALARS = {"float32": "npy_float32", "float64": "npy_float64"}
 
 # The C++ classes that compute the ops on a path, and the ops' signatures.
-DIRECT, SORTED = "direct", "sorted"
+DIRECT, PADDED, SORTED = "direct", "padded", "sorted"
 KERNELS = {
-    DIRECT: {"DirectGemv": GEMV, "DirectOuter": OUTER},
-    SORTED: {"Gemv": GEMV, "Outer": OUTER, "Gradient": GRADIENT},
+    DIRECT: {"DirectGemv<{}>": GEMV, "DirectOuter<{}>": OUTER},
+    PADDED: {"DirectGemv<{}, true>": GEMV, "DirectOuter<{}, true>": OUTER},
+    SORTED: {"Gemv<{}>": GEMV, "Outer<{}>": OUTER, "Gradient<{}>": GRADIENT},
 }
 
 COMPILE_ARGS = ("-std=c++17",)
 
 KERNEL = """
-bool call_{kernel}(PyArrayObject* const* inputs, PyArrayObject** outputs, bool inplace,
+bool call_{op}(PyArrayObject* const* inputs, PyArrayObject** outputs, bool inplace,
                    void* const* constants, const npy_int64* padding) {{
     static const blocksparse::SizePair equal_sizes[] = {{{equal_sizes}}};
     static const blocksparse::Settings settings{{
         "{op}", equal_sizes, {count}, {{{products_of_a_thread}}}}};
-    blocksparse::{kernel}<{scalar}> kernel;
+    blocksparse::{kernel} kernel;
     return blocksparse::call(
         kernel, inputs, outputs, inplace,
         reinterpret_cast<blocksparse::ConstantIndex* const*>(constants),
@@ -103,8 +105,7 @@ def headers() -> str:
 def kernel(name: str, signature: Signature, scalar: str) -> str:
     """C++ code of a function that calls one kernel class."""
     return KERNEL.format(
-        kernel=name,
-        scalar=SCALARS[scalar],
+        kernel=name.format(SCALARS[scalar]),
         op=signature.op,
         equal_sizes=", ".join(f"{{{one}, {other}}}" for one, other in signature.equal_sizes),
         count=len(signature.equal_sizes),
@@ -116,7 +117,7 @@ def source(module: str, name: str) -> str:
     """C++ code of an extension module, for a path and a scalar: "direct_float64"."""
     path, scalar = module.split("_")
     kernels = KERNELS[path]
-    functions = {of.op: f"call_{kernel}" for kernel, of in kernels.items()}
+    functions = {of.op: f"call_{of.op}" for of in kernels.values()}
     body = "".join(kernel(name, of, scalar) for name, of in kernels.items())
     pairs = [f'{{"{key}", reinterpret_cast<void*>({value})}}' for key, value in functions.items()]
     return headers() + body + MODULE.format(name=name, functions=", ".join(pairs))
@@ -127,7 +128,7 @@ def compile_args(module: str, openmp: bool) -> list[str]:
     flags = ["-fopenmp"] if openmp else []
     # A compiler joins some products and sums to one step, and others not. The direct kernels write
     # each sum in several forms, which must give the same bits.
-    flags += ["-ffp-contract=off"] if module.startswith(DIRECT) else []
+    flags += [] if module.startswith(SORTED) else ["-ffp-contract=off"]
     # PyTensor asks for debugging information, which takes as long again as all else.
     return ["-O3", "-fno-math-errno", "-g0", *COMPILE_ARGS, *flags, *GCC_compiler.compile_args()]
 

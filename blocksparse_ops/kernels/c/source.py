@@ -8,7 +8,7 @@ from hashlib import sha256
 from pytensor.graph.basic import Apply
 
 from blocksparse_ops.kernels import thresholds
-from blocksparse_ops.kernels.c.extension import DIRECT, SCALARS, SORTED
+from blocksparse_ops.kernels.c.extension import DIRECT, PADDED, SCALARS, SORTED
 from blocksparse_ops.kernels.thresholds import DIRECT_ELEMENTS, DIRECT_THICKNESS
 
 # PyTensor asks for debugging information, which takes a call longer to compile than all else.
@@ -79,7 +79,8 @@ def call(node: Apply, name: str, inputs: list[str], output: str, fail: str) -> s
     """
     op, dtype = node.op, dtype_of(node)
     blocks = inputs[op.signature.blocks]
-    module = f'is_direct ? "{DIRECT}_{dtype}" : "{SORTED}_{dtype}"'
+    direct = DIRECT if op.padding_idx is None else PADDED
+    module = f'is_direct ? "{direct}_{dtype}" : "{SORTED}_{dtype}"'
     return f"""
     {{
         const npy_intp rows = PyArray_DIM({blocks}, 2), columns = PyArray_DIM({blocks}, 3);

@@ -49,4 +49,8 @@ void store_vector(char* address, const V& vector) {
     std::memcpy(address, &vector, sizeof vector);
 }
 
+// Keeps the compiler from writing the loop that it stands in with vectors: windows are mostly too
+// short for them.
+__attribute__((always_inline)) inline void short_loop() { asm(""); }
+
 }  // namespace blocksparse

@@ -119,9 +119,7 @@ def index_pass(stores):
 PASS_SIGNATURE = boolean(int64, int64, int64, boolean, boolean, int64, int64, int64)
 
 
-def values_in_range(
-    code, size, stores, start, count, is_signed, is_padded, padding, blocks, table
-):
+def values_in_range(code, size, stores, start, count, is_signed, is_padded, padding, blocks, table):
     """The code of a pass over values of so many bytes."""
     builder = code.builder
     wrap = builder.select(is_signed, blocks, word(0))

@@ -17,10 +17,12 @@ from blocksparse_ops.kernels.numba.choose import threads_for
 from blocksparse_ops.kernels.numba.compile import Unit, kernel
 from blocksparse_ops.kernels.numba.memory import allocate_tables, take
 from blocksparse_ops.kernels.numba.panel import constant, lanes_of, size_of
+from blocksparse_ops.kernels.numba.places import WORD_BITS
 from blocksparse_ops.kernels.numba.records import address_of_record
 from blocksparse_ops.kernels.numba.rows import (
     DIRECT,
     LOOPS,
+    PADDED,
     POWERS,
     add_gemv,
     add_outer,
@@ -47,23 +49,25 @@ new_direct, direct_at = DIRECT.new, DIRECT.at
 @kernel
 def position_of(p, by_columns, chains, lanes, columns):
     """Of a shape in `shapes`: powers of two are given by their exponents."""
-    single = p.left.shape[1] == 1 and p.right.shape[1] == 1 and not p.is_padded
+    single = p.left.shape[1] == 1 and p.right.shape[1] == 1
     loops = single * (1 + (columns == 1 << lanes))
+    if p.is_padded:
+        loops = PADDED
     return ((by_columns * POWERS + chains) * POWERS + lanes) * len(LOOPS) + loops
 
 
 def gemv_of(position):
     """The function for one shape. What is enclosed is part of a key on the disk: a number."""
 
-    def work_direct_gemv(direct, first, last, scale):
-        add_gemv(position, direct_at(direct, 0, scale), first, last)
+    def work_direct_gemv(direct, thread, first, last, scale):
+        add_gemv(position, direct_at(direct, 0, scale), thread, first, last)
 
     return work_direct_gemv
 
 
 def outer_of(position):
-    def work_direct_outer(direct, first, last, scale):
-        add_outer(position, direct_at(direct, 0, scale), first, last)
+    def work_direct_outer(direct, thread, first, last, scale):
+        add_outer(position, direct_at(direct, 0, scale), thread, first, last)
 
     return work_direct_outer
 
@@ -78,8 +82,9 @@ def power_up_to(most, size):
 
 
 @kernel
-def set_direct(p, blocks, left, right, scale, most_threads):
+def set_direct(p, blocks, left, right, left_index, right_index, scale, most_threads):
     p.blocks, p.left, p.right, p.scale = blocks, left, right, scale
+    p.is_padded = left_index.known.is_padded or right_index.known.is_padded
     inputs, outputs = left.shape[1], right.shape[1]
     elements = blocks.shape[2] * blocks.shape[3]
     p.threads = threads_for(left.shape[0] * inputs * outputs, elements, most_threads)
@@ -93,12 +98,19 @@ def set_direct(p, blocks, left, right, scale, most_threads):
 
 
 @kernel
+def words_of_places(p):
+    """The words that have a bit for each place of an input window."""
+    return (p.left.shape[1] + WORD_BITS - 1) // WORD_BITS
+
+
+@kernel
 def take_direct(p, memory):
     """All tables of a call."""
     batch = p.left.shape[0]
     p.input = take(memory, batch * p.left.shape[1])
     p.output = take(memory, batch * p.right.shape[1])
     p.initial = take(memory, lanes_of(p))
+    p.places = take(memory, p.threads * words_of_places(p) if p.is_padded else 0)
 
 
 @kernel
@@ -150,8 +162,7 @@ def run_direct_gemv(out, W, h, inputIdx, outputIdx, scale, start, most_threads):
     from which all start.
     """
     p = new_direct(scale)
-    set_direct(p, W, h, out, scale, most_threads)
-    p.is_padded = inputIdx.known.is_padded or outputIdx.known.is_padded
+    set_direct(p, W, h, out, inputIdx, outputIdx, scale, most_threads)
     if is_nothing(p):
         return
     array = allocate_tables(p, take_direct)
@@ -166,19 +177,18 @@ def run_direct_gemv(out, W, h, inputIdx, outputIdx, scale, start, most_threads):
     rows = out.shape[0] * out.shape[1]
     ready_gemv(scale, shape)
     if threads == 1:  # a prange would wake them all the same
-        call_gemv(scale, shape, (direct, 0, rows, scale))
+        call_gemv(scale, shape, (direct, 0, 0, rows, scale))
     else:
         for thread in prange(threads):
             share = share_of(rows, thread, threads)
-            call_gemv(scale, shape, (direct, share.first, share.last, scale))
+            call_gemv(scale, shape, (direct, thread, share.first, share.last, scale))
     keep_alive(array)
 
 
 def run_direct_outer(out, x, y, xIdx, yIdx, alpha, start, most_threads):
     """Add to `out`, which holds the initial values; all has been checked."""
     p = new_direct(alpha)
-    set_direct(p, out, x, y, alpha, most_threads)
-    p.is_padded = xIdx.known.is_padded or yIdx.known.is_padded
+    set_direct(p, out, x, y, xIdx, yIdx, alpha, most_threads)
     if is_nothing(p):
         return
     array = allocate_tables(p, take_direct)
@@ -188,18 +198,18 @@ def run_direct_outer(out, x, y, xIdx, yIdx, alpha, start, most_threads):
     blocks = out.shape[0] * out.shape[1]
     ready_outer(alpha, shape)
     if threads == 1:  # a prange would wake them all the same
-        call_outer(alpha, shape, (direct, 0, blocks, alpha))
+        call_outer(alpha, shape, (direct, 0, 0, blocks, alpha))
     else:
         for thread in prange(threads):
             share = share_of(blocks, thread, threads)
-            call_outer(alpha, shape, (direct, share.first, share.last, alpha))
+            call_outer(alpha, shape, (direct, thread, share.first, share.last, alpha))
     keep_alive(array)
 
 
 WORK_GEMV, WORK_OUTER = (
     Unit(
         [function_of(position) for position in range(len(shapes()))],
-        lambda scalar: void(int64, int64, int64, scalar),
+        lambda scalar: void(int64, int64, int64, int64, scalar),
     )
     for function_of in (gemv_of, outer_of)
 )
