@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -219,8 +220,9 @@ def squared_norm(values: TensorVariable) -> TensorVariable:
     """``(values**2).sum()`` of the values of blocks; of each block as a block-sparse product."""
     if values.dtype not in ("float32", "float64"):
         return sqr(values).sum()
-    blocks = values.shape[0]
-    rows = values.reshape((blocks, 1, -1), ndim=3)
+    blocks, *block = tuple(values.shape)
+    # With its size written out: if there are no blocks, none can be told from theirs.
+    rows = values.reshape((blocks, 1, prod(block)), ndim=3)
     number, first = arange(blocks)[:, None], full((blocks, 1), 0, "int64")
     of_each = zeros((blocks, 1, 1), values.dtype)
     return sparse_block_gemv(of_each, rows[..., None], rows, number, first).sum()

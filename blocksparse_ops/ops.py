@@ -197,7 +197,8 @@ class SparseBlockOuter(SparseBlockOp):
         products = x * unscaled_x
         if self.padding_idx is not None:  # where x may be NaN
             padding = pt.constant(self.padding_idx, dtype=xIdx.dtype)
-            products = pt.switch(pt.eq(xIdx, padding)[:, :, None], 0, products)
+            # Not by `eq`, which PyTensor's PyTorch backend takes for torch.equal.
+            products = pt.switch(pt.neq(xIdx, padding)[:, :, None], products, 0)
         return {
             "x": alpha * unscaled_x,
             "y": alpha * unscaled_y,

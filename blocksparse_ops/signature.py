@@ -293,4 +293,6 @@ def raise_fault(op: str, record: Sequence[int], padding: tuple[int, int]) -> NoR
     `padding` is whether there is an index that names no block, and its 64 bits.
     """
     is_given, value = padding
-    SIGNATURES[op].raise_fault(*map(int, record), int(value) if is_given else None)
+    kind, which, first, second, of_index, size = map(int, record)
+    padding_idx = int(value) if is_given else None
+    SIGNATURES[op].raise_fault(kind, which, first, second, of_index, size, padding_idx)

@@ -50,8 +50,8 @@ def sparse_block_take(
     It is a block-sparse product in which each row of the table is a block. So a step
     ``table - lr * gradient`` costs what the rows in use cost, however many there are, and is in
     place. Any integers are indices; negative ones count from the end, repeated ones accumulate in
-    the gradient. Unlike PyTorch's ``padding_idx``, which names a row that gets no gradient, this one
-    names no row, and no row need be there for it.
+    the gradient. PyTorch's ``padding_idx`` names a row that gets no gradient; this one names none,
+    and no row need be there for it.
 
     Examples
     --------

@@ -88,10 +88,23 @@ FEW_SIZES = [
 few_sizes = st.sampled_from(FEW_SIZES)
 
 
-class Draw:
-    """Random arrays for one problem."""
+# Which index pads the places of each argument of a product or an outer product.
+PADDED_BY = {"o": "outputIdx", "h": "inputIdx", "x": "xIdx", "y": "yIdx"}
 
-    def __init__(self, sizes, seed, dtype, index_dtypes=("int64", "int64"), integers=False):
+
+class Draw:
+    """Random arrays for one problem; where an index is padded, NaNs."""
+
+    def __init__(
+        self,
+        sizes,
+        seed,
+        dtype,
+        index_dtypes=("int64", "int64"),
+        integers=False,
+        padding_idx=None,
+    ):
+        self.padding_idx = padding_idx
         self.sizes = sizes
         self.rng = np.random.default_rng(seed)
         self.dtype = np.dtype(dtype)
@@ -112,35 +125,53 @@ class Draw:
         low = -blocks if np.dtype(dtype).kind == "i" else 0
         return self.rng.integers(low, blocks, (self.sizes.batch, window)).astype(dtype)
 
+    def padded(self, index):
+        """Of some examples all places, and of the others some, all or none."""
+        if self.padding_idx is not None:
+            share = self.rng.choice([0, 0.4, 1])
+            index[self.rng.random(index.shape) < share] = self.padding_idx
+            index[self.rng.random(len(index)) < 0.2] = self.padding_idx
+        return index
+
+    def unread(self, arrays):
+        """The same, with NaNs in the places that are padded."""
+        for name, index in PADDED_BY.items():
+            is_padded = self.padding_idx is not None and {name, index} <= arrays.keys()
+            if is_padded and self.dtype.kind in "fc":
+                arrays[name][arrays[index] == self.padding_idx] = np.nan
+        return arrays
+
     def indices(self):
         s = self.sizes
         return {
-            "inputIdx": self.index(s.iBlocks, s.iWin, self.index_dtypes[0]),
-            "outputIdx": self.index(s.oBlocks, s.oWin, self.index_dtypes[1]),
+            "inputIdx": self.padded(self.index(s.iBlocks, s.iWin, self.index_dtypes[0])),
+            "outputIdx": self.padded(self.index(s.oBlocks, s.oWin, self.index_dtypes[1])),
         }
 
     def gemv(self):
         s = self.sizes
-        return {
+        arrays = {
             "o": self.values(s.batch, s.oWin, s.oSize),
             "W": self.values(s.iBlocks, s.oBlocks, s.iSize, s.oSize),
             "h": self.values(s.batch, s.iWin, s.iSize),
             **self.indices(),
         }
+        return self.unread(arrays)
 
     def dot(self):
         s = self.sizes
-        return {
+        arrays = {
             "W": self.values(s.iBlocks, s.oBlocks, s.iSize, s.oSize),
             "h": self.values(s.batch, s.iWin, s.iSize),
             "inputIdx": self.indices()["inputIdx"],
             "b": self.values(s.oBlocks, s.oSize),
             "outputIdx": self.indices()["outputIdx"],
         }
+        return self.unread(arrays)
 
     def outer(self):
         s = self.sizes
-        return {
+        arrays = {
             "o": self.values(s.iBlocks, s.oBlocks, s.iSize, s.oSize),
             "x": self.values(s.batch, s.iWin, s.iSize),
             "y": self.values(s.batch, s.oWin, s.oSize),
@@ -148,6 +179,7 @@ class Draw:
             "yIdx": self.indices()["outputIdx"],
             "alpha": self.values(),
         }
+        return self.unread(arrays)
 
 
 # A way for an array to lie in memory: how a contiguous buffer is made to hold it, and the view
@@ -171,11 +203,15 @@ LAYOUTS = {
 
 @dataclass(frozen=True)
 class Layout:
-    """One layout for each argument in turn, and the dtypes of the two indices."""
+    """One layout for each argument in turn, the dtypes of the two indices, and what pads them."""
 
     name: str
     arguments: tuple[str, ...]
     index_dtypes: tuple[str, str]
+    padding_idx: int | None = None
+
+    def draw(self, sizes, seed, dtype, integers=False):
+        return Draw(sizes, seed, dtype, self.index_dtypes, integers, self.padding_idx)
 
     def __str__(self):
         return self.name
@@ -195,13 +231,18 @@ class Layout:
 COMPILED_LAYOUTS = [
     Layout("contiguous", ("contiguous",), ("int64", "int64")),
     Layout("mixed", ("gapped", "transposed", "reversed", "gapped", "reversed"), ("int32", "uint8")),
-    Layout("odd", ("reversed", "gapped", "transposed", "transposed", "gapped"), ("int8", "uint64")),
+    Layout(
+        "padded",
+        ("reversed", "gapped", "transposed", "transposed", "gapped"),
+        ("int8", "uint64"),
+        1,
+    ),
 ]
 
 # For array libraries, which know no strides, or no negative ones.
 FORWARD_LAYOUTS = [
     Layout("contiguous", ("contiguous",), ("uint8", "int64")),
-    Layout("transposed", ("contiguous", "transposed"), ("int32", "uint64")),
+    Layout("padded", ("contiguous", "transposed"), ("int32", "uint64"), 1),
 ]
 
 

@@ -48,13 +48,19 @@ def outer(o, x, y, xIdx, yIdx, alpha, padding_idx=None):
 
 
 def assert_within_bound(actual, expected):
-    """Assert |actual - value| <= 2 n eps sum |terms|, elementwise; integers must be equal."""
+    """Assert |actual - value| <= 2 n eps sum |terms|, elementwise; integers must be equal.
+
+    What should be NaN must be NaN.
+    """
     value, magnitude, terms = expected
     assert actual.shape == value.shape
     if actual.dtype.kind in "biu":
         np.testing.assert_array_equal(actual, value.astype(actual.dtype))
         return
     eps = np.finfo(actual.dtype).eps
+    is_nan = np.isnan(value)
+    np.testing.assert_array_equal(np.isnan(actual), is_nan)
+    value, magnitude, actual = (x[~is_nan] for x in (value, magnitude, actual))
     error = abs(widen(actual) - value)
     bound = 2 * terms * eps * abs(magnitude)
     # Products below the smallest normal number lose relative precision.

@@ -21,9 +21,9 @@ from pytensor.compile.mode import Mode
 from pytensor.graph.traversal import ancestors
 
 from blocksparse_ops import (
+    SparseBlockGemv,
+    SparseBlockOuter,
     sparse_block_dot,
-    sparse_block_gemv,
-    sparse_block_outer,
     sparse_block_take,
 )
 from blocksparse_ops.zeros import zeros_like
@@ -96,6 +96,10 @@ class RandomGraph:
         h, i, j, o = (self.variable(arrays[k]) for k in ("h", "inputIdx", "outputIdx", "o"))
         return h, i, j, o
 
+    def padding(self):
+        """What names no block: nothing, another number, or one that indices have."""
+        return self.choose(None, 100, 0)
+
     def view(self, W):
         """Weights that lie in a parameter, of its shape."""
         return self.choose(
@@ -110,12 +114,13 @@ class RandomGraph:
     def product(self, W):
         W = self.view(W)
         h, i, j, o = self.window()
-        bias = pt.ones((W.shape[1], W.shape[3]), self.dtype)
+        bias, padding_idx = pt.ones((W.shape[1], W.shape[3]), self.dtype), self.padding()
+        gemv = SparseBlockGemv(padding_idx=padding_idx)
         return self.choose(
-            lambda: sparse_block_dot(W, h, i, None, j),
-            lambda: sparse_block_dot(W, h, i, bias, j),
-            lambda: sparse_block_gemv(o, W, h, i, j),
-            lambda: sparse_block_gemv(pt.zeros_like(o), W, h, i, j) + o * 2 + 1,
+            lambda: sparse_block_dot(W, h, i, None, j, padding_idx),
+            lambda: sparse_block_dot(W, h, i, bias, j, padding_idx),
+            lambda: gemv(o, W, h, i, j),
+            lambda: gemv(pt.zeros_like(o), W, h, i, j) + o * 2 + 1,
         )()
 
     def loss(self, W):
@@ -133,18 +138,19 @@ class RandomGraph:
         """Rows of a block, as of a table."""
         rows = self.sizes.iSize
         index = self.rng.integers(-rows, rows, (2,)) if rows else np.zeros(0, int)
-        return sparse_block_take(W[0, -1], self.variable(index))
+        return sparse_block_take(W[0, -1], self.variable(index), self.padding())
 
     def gradient(self):
         """A gradient in a parameter, of a loss or of a gradient, or an outer product."""
         W = self.choose(*self.parameters)
         h, i, j, o = self.window()
+        outer = SparseBlockOuter(padding_idx=self.padding())
         x = self.choose(
             lambda: pt.grad(self.loss(W), W),
             lambda: pt.grad(self.loss(W), W),
             lambda: pt.grad((pt.grad(self.loss(W), W) * W).sum(), W),
-            lambda: sparse_block_outer(self.zeros(), h, o, i, j, self.scalar()),
-            lambda: sparse_block_outer(self.term(0), h, o, i, j, self.scalar()),
+            lambda: outer(self.zeros(), h, o, i, j, self.scalar()),
+            lambda: outer(self.term(0), h, o, i, j, self.scalar()),
         )()
         return x
 

@@ -1,6 +1,7 @@
 """First, second and mixed derivatives, in every mode, with repeated and negative indices."""
 
 import warnings
+from functools import partial
 
 import numpy as np
 import pytensor
@@ -28,9 +29,17 @@ PROBLEMS = {
 }
 
 
+# The same with windows that are padded: of an output place all, of an input place none.
+PADDED = {
+    "padded gemv": (SparseBlockGemv(padding_idx=1), Draw.gemv, ["o", "W", "h"]),
+    "padded dot": (partial(sparse_block_dot, padding_idx=1), Draw.dot, ["W", "h", "b"]),
+    "padded outer": (SparseBlockOuter(padding_idx=1), Draw.outer, ["o", "x", "y", "alpha"]),
+}
+
+
 def problem_of(name):
     """The op as a function of its differentiable arguments, and their values."""
-    build, draw, wrt = PROBLEMS[name]
+    build, draw, wrt = (PROBLEMS | PADDED)[name]
     arrays = draw(Draw(SIZES, 1, "float64"))
 
     def function(*values):
@@ -45,13 +54,13 @@ def verify(function, point, mode):
 
 
 @pytest.mark.parametrize("mode", ALL_MODES)
-@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize("name", [*PROBLEMS, "padded dot"])
 def test_first_derivatives(mode, name):
     function, point = problem_of(name)
     verify(function, point, mode)
 
 
-@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize("name", [*PROBLEMS, *PADDED])
 def test_second_derivatives(name):
     """Of a cost that is not quadratic, so that all mixed ones are there.
 
@@ -66,7 +75,7 @@ def test_second_derivatives(name):
     verify(gradients, point, "FAST_COMPILE")
 
 
-@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize("name", [*PROBLEMS, *PADDED])
 @pytest.mark.parametrize("which", ["pushforward", "Rop", "Rop with pushforward"])
 def test_pushforward_and_pullback_are_adjoint(name, which):
     """<pushforward(t), c> = <t, pullback(c)>, whichever arguments have tangents."""

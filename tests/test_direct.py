@@ -11,7 +11,7 @@ from cases import Draw, Sizes, needs_compiler, symbols
 from pytensor.compile.mode import get_mode
 from test_values import CONTIGUOUS, PROBLEMS, compiled
 
-from blocksparse_ops import SparseBlockGemv, sparse_block_dot, sparse_block_gemv, sparse_block_outer
+from blocksparse_ops import SparseBlockGemv, SparseBlockOuter, sparse_block_dot, sparse_block_gemv
 from blocksparse_ops.kernels.thresholds import DIRECT_ELEMENTS, DIRECT_THICKNESS
 from blocksparse_ops.zeros import BlockZeros, RepeatedZero
 
@@ -109,9 +109,10 @@ class TestConstantIndices:
     sizes = Sizes(iBlocks=5, oBlocks=4, iSize=4, oSize=3, iWin=2, oWin=1, batch=6)
     dtypes = ("int64", "int8", "uint16", "uint64")
 
-    def function(self, mode, inputIdx, outputIdx):
+    def function(self, mode, inputIdx, outputIdx, padding_idx=None):
         o, W, h = list(symbols(Draw(self.sizes, 0, "float64").gemv()).values())[:3]
-        product = sparse_block_gemv(o, W, h, inputIdx, outputIdx)
+        op = SparseBlockGemv(padding_idx=padding_idx)
+        product = op(o, W, h, inputIdx, outputIdx)
         return pytensor.function([o, W, h], product, mode=mode)
 
     @pytest.mark.parametrize("mode", COMPILED)
@@ -136,20 +137,29 @@ class TestConstantIndices:
     @pytest.mark.parametrize("iSize", [4, 100])  # as the examples stand, and sorted
     def test_functions_of_other_constants(self, mode, iSize):
         """Of one graph but for them: what is compiled and cached is not another's."""
-        for seed in range(3):
-            arrays = Draw(replace(self.sizes, iSize=iSize), seed, "float64").gemv()
+        for seed, padding_idx in enumerate((None, -1, 100)):
+            sizes = replace(self.sizes, iSize=iSize)
+            arrays = Draw(sizes, seed, "float64", padding_idx=padding_idx).gemv()
             *values, inputIdx, outputIdx = arrays.values()
-            for inputs, outputs in [(inputIdx, outputIdx), (inputIdx % 5, outputIdx % 4)]:
-                actual = self.function(mode, inputs, outputs)(*values)
-                oracle.assert_within_bound(actual, oracle.gemv(*values, inputs, outputs))
+            counted = (
+                np.where(index == padding_idx, index, index % blocks)
+                for index, blocks in ((inputIdx, 5), (outputIdx, 4))
+            )
+            for indices in [(inputIdx, outputIdx), tuple(counted)]:
+                actual = self.function(mode, *indices, padding_idx)(*values)
+                expected = oracle.gemv(*values, *indices, padding_idx)
+                oracle.assert_within_bound(actual, expected)
 
     @pytest.mark.parametrize("mode", COMPILED)
-    @pytest.mark.parametrize("iSize", [4, 100])
-    def test_outer_products(self, mode, iSize):
-        arrays = Draw(replace(self.sizes, iSize=iSize), 0, "float64").outer()
-        arrays |= {"xIdx": arrays["xIdx"] % 5, "yIdx": arrays["yIdx"] % 4}
+    @pytest.mark.parametrize(("iSize", "padding_idx"), [(4, 100), (100, None)])
+    def test_outer_products(self, mode, iSize, padding_idx):
+        sizes = replace(self.sizes, iSize=iSize)
+        arrays = Draw(sizes, 0, "float64", padding_idx=padding_idx).outer()
+        if padding_idx is None:
+            arrays |= {"xIdx": arrays["xIdx"] % 5, "yIdx": arrays["yIdx"] % 4}
         o, x, y, *_, alpha = symbols(arrays).values()
-        result = sparse_block_outer(o, x, y, arrays["xIdx"], arrays["yIdx"], alpha)
+        op = SparseBlockOuter(padding_idx=padding_idx)
+        result = op(o, x, y, arrays["xIdx"], arrays["yIdx"], alpha)
         function = pytensor.function([o, x, y, alpha], result, mode=mode)
         actual = function(*(arrays[name] for name in ("o", "x", "y", "alpha")))
-        oracle.assert_within_bound(actual, oracle.outer(*arrays.values()))
+        oracle.assert_within_bound(actual, oracle.outer(*arrays.values(), padding_idx))

@@ -1,5 +1,6 @@
 """The gradient by blocks: its values, what uses of the weights it takes, its derivatives."""
 
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from pytensor.gradient import Rop, verify_grad
 
 from blocksparse_ops import block_gradient, sparse_block_dot, sparse_block_gemv, sparse_block_take
-from blocksparse_ops.gradient import BlockGradient, merged, sparse_block_gradient
+from blocksparse_ops.gradient import BlockGradient, SparseBlockGradient, merged
 
 SIZES = Sizes(iBlocks=5, oBlocks=4, iSize=3, oSize=2, iWin=2, oWin=3, batch=4)
 
@@ -21,25 +22,25 @@ SIZES = Sizes(iBlocks=5, oBlocks=4, iSize=3, oSize=2, iWin=2, oWin=3, batch=4)
 @cache
 def compiled(mode, layout, dtype):
     """A function of contiguous buffers; the op sees views of them that lie as `layout` says."""
-    arrays = Draw(Sizes(1, 1, 1, 1, 1, 1, 1), 0, dtype, layout.index_dtypes).outer().values()
+    arrays = layout.draw(Sizes(1, 1, 1, 1, 1, 1, 1), 0, dtype).outer().values()
     buffers = [pt.tensor(dtype=a.dtype, shape=(None,) * a.ndim) for a in arrays]
-    results = sparse_block_gradient(*layout.views(buffers))
+    results = SparseBlockGradient(layout.padding_idx)(*layout.views(buffers))
     return pytensor.function(buffers, results, mode=mode)
 
 
-def expected(o, x, y, xIdx, yIdx, alpha):
+def expected(o, x, y, xIdx, yIdx, alpha, padding_idx):
     """The blocks that the indices name, in their order, and what the oracle adds to each."""
     named = np.zeros(o.shape[:2], bool)
-    for i, j in zip(xIdx.astype(int), yIdx.astype(int), strict=True):
-        named[np.ix_(i, j)] = True
-    value, magnitude, terms = oracle.outer(np.zeros_like(o), x, y, xIdx, yIdx, alpha)
+    for pair in zip(xIdx.astype(int), yIdx.astype(int), strict=True):
+        named[np.ix_(*(index[index != padding_idx] for index in pair))] = True
+    value, magnitude, terms = oracle.outer(np.zeros_like(o), x, y, xIdx, yIdx, alpha, padding_idx)
     return np.nonzero(named), (value[named], magnitude[named], terms)
 
 
 def check(mode, layout, dtype, draw):
     arrays = draw.outer().values()
     *blocks, values = compiled(mode, layout, dtype)(*layout.buffers(arrays))
-    in_use, of_blocks = expected(*arrays)
+    in_use, of_blocks = expected(*arrays, layout.padding_idx)
     np.testing.assert_array_equal(blocks, in_use)
     assert values.dtype == dtype
     agree = oracle.assert_exact if draw.integers else oracle.assert_within_bound
@@ -54,13 +55,14 @@ def check(mode, layout, dtype, draw):
 @given(sizes=sizes, seed=st.integers(0, 2**32 - 1))
 def test_random_problems(mode, laid, dtype, sizes, seed):
     for integers in (False, True):
-        check(mode, laid, dtype, Draw(sizes, seed, dtype, laid.index_dtypes, integers))
+        check(mode, laid, dtype, laid.draw(sizes, seed, dtype, integers))
 
 
-@pytest.mark.parametrize("dtype", ["int16", "complex64"])
+@pytest.mark.parametrize(("dtype", "padding_idx"), [("int16", None), ("complex64", -1)])
 @pytest.mark.parametrize("mode", MODES)
-def test_other_dtypes(mode, dtype):
-    check(mode, COMPILED_LAYOUTS[0], dtype, Draw(SIZES, 0, dtype))
+def test_other_dtypes(mode, dtype, padding_idx):
+    layout = replace(COMPILED_LAYOUTS[0], padding_idx=padding_idx)
+    check(mode, layout, dtype, layout.draw(SIZES, 0, dtype))
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -220,7 +222,7 @@ def test_derivatives():
     W, x, y, xIdx, yIdx, alpha = draw.outer().values()
 
     def weighted(x, y, alpha):
-        blocks = sparse_block_gradient(W, x, y, xIdx, yIdx, alpha)
+        blocks = SparseBlockGradient()(W, x, y, xIdx, yIdx, alpha)
         return BlockGradient(*blocks).dense(W.shape)
 
     verify_grad(weighted, [x, y, alpha], rng=np.random.default_rng(0), mode=in_python("NUMBA"))
@@ -250,7 +252,7 @@ def test_shapes_are_known_without_values():
 def test_sums_of_gradients_in_no_weights():
     """Where there are no blocks, none is in use."""
     W = pt.zeros((0, 0, 3, 2))
-    none = sparse_block_gradient(
+    none = SparseBlockGradient()(
         W, np.ones((0, 1, 3)), np.ones((0, 1, 2)), *np.ones((2, 0, 1), int)
     )
     gradient = merged([BlockGradient(*none)] * 2, W.shape[1])

@@ -34,6 +34,8 @@ from blocksparse_ops import (
     sparse_block_outer_inplace,
 )
 from blocksparse_ops.bias import CheckedColumns
+from blocksparse_ops.gradient import SparseBlockGradient
+from blocksparse_ops.part import SparseBlockOuterInPart
 from blocksparse_ops.zeros import BlockFull, BlockZeros
 
 SIZES = Sizes(iBlocks=3, oBlocks=4, iSize=5, oSize=6, iWin=2, oWin=3, batch=7)
@@ -43,6 +45,12 @@ OPS = [
     sparse_block_gemv_inplace,
     sparse_block_outer,
     sparse_block_outer_inplace,
+    SparseBlockGemv(padding_idx=-1),
+    SparseBlockGemv(inplace=True, padding_idx=7),
+    SparseBlockOuter(padding_idx=np.int8(-1)),
+    SparseBlockGradient(),
+    SparseBlockGradient(padding_idx=-1),
+    SparseBlockOuterInPart(padding_idx=0),
 ]
 
 
@@ -75,6 +83,12 @@ def test_in_place_twins_declare_what_they_destroy():
     for op in (SparseBlockGemv, SparseBlockOuter):
         assert op(inplace=True).destroy_map == {0: [0]}
         assert op().destroy_map == {}
+
+
+def test_without_padding_an_op_is_as_it_was():
+    assert SparseBlockGemv(padding_idx=None) == sparse_block_gemv
+    assert SparseBlockOuter(inplace=True) == sparse_block_outer_inplace
+    assert SparseBlockGemv.__props__ == SparseBlockOuter.__props__ == ("inplace", "padding_idx")
 
 
 @pytest.mark.parametrize(

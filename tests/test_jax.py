@@ -13,8 +13,7 @@ import pytest
 from cases import Draw, Sizes, symbols
 from test_values import LibraryValues
 
-from blocksparse_ops import sparse_block_dot, sparse_block_gemv, sparse_block_outer
-from blocksparse_ops.ops import SparseBlockGemv
+from blocksparse_ops import SparseBlockGemv, SparseBlockOuter, sparse_block_dot, sparse_block_gemv
 
 jax = pytest.importorskip("jax")
 kernels = pytest.importorskip("blocksparse_ops.kernels.jax_steps")
@@ -46,18 +45,22 @@ def jaxified(inputs, outputs):
     return pytensor.function(inputs, outputs, mode="JAX").vm.jit_fn
 
 
-def dot_of(sizes):
+def dot_of(sizes, padding_idx=None):
     """sparse_block_dot as a function of JAX arrays, and these by name."""
-    arrays = Draw(sizes, 0, "float64").dot()
+    arrays = Draw(sizes, 0, "float64", padding_idx=padding_idx).dot()
     inputs = symbols(arrays)
-    function = jaxified(list(inputs.values()), sparse_block_dot(**inputs))
+    function = jaxified(list(inputs.values()), sparse_block_dot(**inputs, padding_idx=padding_idx))
     return lambda *values: function(*values)[0], arrays
 
 
-def gather_dot(W, h, inputIdx, b, outputIdx):
+def gather_dot(W, h, inputIdx, b, outputIdx, padding_idx=None):
     """What JAX differentiates by itself."""
-    blocks = W[inputIdx[:, :, None], outputIdx[:, None, :]]
-    return b[outputIdx] + jax.numpy.einsum("nvp,nvwpq->nwq", h, blocks)
+    named = inputIdx != padding_idx, outputIdx != padding_idx
+    i, j = (jax.numpy.where(*pair, 0) for pair in zip(named, (inputIdx, outputIdx), strict=True))
+    blocks = W[i[:, :, None], j[:, None, :]]
+    h = jax.numpy.where(named[0][:, :, None], h, 0)
+    rows = b[j] + jax.numpy.einsum("nvp,nvwpq->nwq", h, blocks)
+    return jax.numpy.where(named[1][:, :, None], rows, 0)
 
 
 def assert_trees_close(actual, expected):
@@ -88,22 +91,32 @@ TRANSFORMATIONS = {
 
 
 @pytest.mark.parametrize("name", TRANSFORMATIONS)
-@pytest.mark.parametrize("sizes", SIZES, ids=["as they stand", "sorted"])
-def test_derivatives_by_jax(sizes, name):
-    function, arrays = dot_of(sizes)
+@pytest.mark.parametrize(
+    ("sizes", "padding_idx"),
+    [(SIZES[0], None), (SIZES[1], None), (SIZES[0], 1)],
+    ids=["as they stand", "sorted", "padded"],
+)
+def test_derivatives_by_jax(sizes, padding_idx, name):
+    function, arrays = dot_of(sizes, padding_idx)
     transform = TRANSFORMATIONS[name]
     values = [jax.numpy.asarray(a) for a in arrays.values()]
-    assert_trees_close(transform(function)(*values), transform(gather_dot)(*values))
+    gathered = partial(gather_dot, padding_idx=padding_idx)
+    assert_trees_close(transform(function)(*values), transform(gathered)(*values))
 
 
-@pytest.mark.parametrize("mapped", [(0,), (1, 4), (0, 1, 2, 3, 4)])
+@pytest.mark.parametrize(
+    ("mapped", "padding_idx"), [((0,), 1), ((1, 4), None), ((0, 1, 2, 3, 4), 1)]
+)
 @pytest.mark.parametrize(
     "transform", [lambda f: f, TRANSFORMATIONS["jit of grad"]], ids=["", "grad"]
 )
-def test_vmap(transform, mapped):
+def test_vmap(transform, mapped, padding_idx):
     """Over any of the arguments, weights and indices too; negative indices count as ever."""
-    function, _ = dot_of(SIZES[0])
-    draws = [list(Draw(SIZES[0], seed, "float64").dot().values()) for seed in range(3)]
+    function, _ = dot_of(SIZES[0], padding_idx)
+    draws = [
+        list(Draw(SIZES[0], seed, "float64", padding_idx=padding_idx).dot().values())
+        for seed in range(3)
+    ]
     values = [
         np.stack([draw[k] for draw in draws]) if k in mapped else draws[0][k] for k in range(5)
     ]
@@ -124,12 +137,18 @@ def test_vmap_over_weights_keeps_a_wrong_index_apart():
     np.testing.assert_array_equal(np.isnan(out).any((0, 2, 3)), [False, True, False, False])
 
 
-def test_derivatives_of_an_outer_by_jax():
-    arrays = Draw(SIZES[0], 0, "float64").outer()
+@pytest.mark.parametrize("padding_idx", [None, 1])
+def test_derivatives_of_an_outer_by_jax(padding_idx):
+    arrays = Draw(SIZES[0], 0, "float64", padding_idx=padding_idx).outer()
     inputs = symbols(arrays)
-    function = jaxified(list(inputs.values()), sparse_block_outer(**inputs))
+    op = SparseBlockOuter(padding_idx=padding_idx)
+    function = jaxified(list(inputs.values()), op(**inputs))
 
     def scattered(o, x, y, xIdx, yIdx, alpha):
+        x, y = (
+            jax.numpy.where((index != padding_idx)[:, :, None], values, 0)
+            for values, index in ((x, xIdx), (y, yIdx))
+        )
         products = alpha * jax.numpy.einsum("nvp,nwq->nvwpq", x, y)
         return o.at[xIdx[:, :, None], yIdx[:, None, :]].add(products)
 

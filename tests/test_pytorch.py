@@ -12,7 +12,7 @@ from pytensor.compile.mode import get_mode
 from pytensor.graph import FunctionGraph
 from test_values import PROBLEMS, LibraryValues
 
-from blocksparse_ops import sparse_block_dot, sparse_block_gemv, sparse_block_outer
+from blocksparse_ops import SparseBlockGemv, sparse_block_gemv
 
 torch = pytest.importorskip("torch")
 from torch._dynamo.utils import counters  # noqa: E402
@@ -20,24 +20,32 @@ from torch._dynamo.utils import counters  # noqa: E402
 # The triples as they stand, and sorted by block.
 SIZES = [Sizes(2, 3, 2, 3, 2, 2, 1), Sizes(1, 1, 2, 3, 2, 2, 2)]
 
+# With examples enough for some of their places to be padded.
+PADDED = Sizes(2, 3, 2, 3, 3, 2, 4)
+
 
 class TestPyTorch(LibraryValues):
     mode = "PYTORCH"
 
 
-@pytest.mark.parametrize("sizes", [FEW_SIZES[3], FEW_SIZES[5]], ids=["as they stand", "sorted"])
+@pytest.mark.parametrize(
+    ("sizes", "padding_idx"),
+    [(FEW_SIZES[3], None), (FEW_SIZES[3], -1), (FEW_SIZES[5], None)],
+    ids=["as they stand", "padded", "sorted"],
+)
 @pytest.mark.parametrize("problem", PROBLEMS)
-def test_compiled(problem, sizes, monkeypatch):
+def test_compiled(problem, sizes, padding_idx, monkeypatch):
     """Through PyTorch's compiler, which for the first of these sizes gets a form of its own."""
     build, draw, enter, expect = PROBLEMS[problem]
-    arrays = draw(Draw(sizes, 0, "float32")).values()
+    arrays = draw(Draw(sizes, 2, "float32", padding_idx=padding_idx)).values()
     inputs = list(symbols(dict(enumerate(enter(*arrays)))).values())
     monkeypatch.delenv("TORCHDYNAMO_DISABLE")
     with torch._dynamo.config.patch(disable=False):
         torch.compiler.reset()
         counters.clear()
-        function = pytensor.function(inputs, build(*inputs), mode="PYTORCH")
-        oracle.assert_within_bound(function(*enter(*arrays)), expect(*arrays))
+        output = build(*inputs, padding_idx=padding_idx)
+        function = pytensor.function(inputs, output, mode="PYTORCH")
+        oracle.assert_within_bound(function(*enter(*arrays)), expect(*arrays, padding_idx))
     assert counters["stats"]["unique_graphs"] > 0
 
 
@@ -51,31 +59,36 @@ def torchified(inputs, output):
     return lambda *values: function(*values)[0]
 
 
-@pytest.mark.parametrize("sizes", SIZES, ids=["as they stand", "sorted"])
 @pytest.mark.parametrize(
-    ("build", "draw"),
-    [
-        (sparse_block_gemv, Draw.gemv),
-        (sparse_block_dot, Draw.dot),
-        (sparse_block_outer, Draw.outer),
-    ],
-    ids=["gemv", "dot", "outer"],
+    ("sizes", "padding_idx"),
+    [(SIZES[0], None), (SIZES[1], None), (PADDED, 1)],
+    ids=["as they stand", "sorted", "padded"],
 )
-def test_derivatives_by_pytorch(build, draw, sizes):
+@pytest.mark.parametrize("problem", ["gemv", "dot", "outer"])
+def test_derivatives_by_pytorch(problem, sizes, padding_idx):
     """First and second, forward and in reverse."""
-    arrays = draw(Draw(sizes, 0, "float64"))
+    build, draw, *_ = PROBLEMS[problem]
+    arrays = draw(Draw(sizes, 0, "float64", padding_idx=padding_idx))
+    # What is compared with finite differences must be finite.
+    arrays = {name: np.nan_to_num(a) for name, a in arrays.items()}
     inputs = symbols(arrays)
-    function = torchified(list(inputs.values()), build(**inputs))
+    output = build(*inputs.values(), padding_idx=padding_idx)
+    function = torchified(list(inputs.values()), output)
     values = [torch.tensor(a, requires_grad=a.dtype.kind == "f") for a in arrays.values()]
     assert torch.autograd.gradcheck(function, values, check_forward_ad=True)
     assert torch.autograd.gradgradcheck(function, values)
 
 
+@pytest.mark.parametrize("padding_idx", [None, 1])
 @pytest.mark.parametrize("mapped", [(0,), (1,), (2,), (0, 3), (1, 4), (0, 1, 2, 3, 4)])
-def test_vmap(mapped):
-    draws = [list(Draw(SIZES[0], seed, "float64").gemv().values()) for seed in range(3)]
-    inputs = symbols(Draw(SIZES[0], 0, "float64").gemv())
-    function = torchified(list(inputs.values()), sparse_block_gemv(**inputs))
+def test_vmap(mapped, padding_idx):
+    draws = [
+        list(Draw(PADDED, seed, "float64", padding_idx=padding_idx).gemv().values())
+        for seed in range(3)
+    ]
+    inputs = symbols(Draw(PADDED, 0, "float64").gemv())
+    op = SparseBlockGemv(padding_idx=padding_idx)
+    function = torchified(list(inputs.values()), op(**inputs))
     values = [
         torch.tensor(np.stack([draw[k] for draw in draws]) if k in mapped else draws[0][k])
         for k in range(5)
@@ -84,7 +97,7 @@ def test_vmap(mapped):
     actual = torch.vmap(function, axes)(*values)
     for one in range(3):
         single = [value[one] if k in mapped else value for k, value in enumerate(values)]
-        torch.testing.assert_close(actual[one], function(*single))
+        torch.testing.assert_close(actual[one], function(*single), equal_nan=True)
 
 
 def test_vmap_over_weights_tells_a_wrong_index():

@@ -26,10 +26,14 @@ def test_rows(mode):
     indices = [draw_index(shape) for shape in SHAPES]
     inputs = [pt.tensor(dtype="int64", shape=index.shape) for index in indices]
     outputs = [sparse_block_take(table, index) for index in inputs]
+    outputs.append(sparse_block_take(table, inputs[2], padding_idx=int(indices[2][1, 1])))
     function = pytensor.function([table, *inputs], outputs, mode=mode)
-    for rows, index, output in zip(function(TABLE, *indices), indices, outputs, strict=True):
+    *all_rows, padded = function(TABLE, *indices)
+    for rows, index, output in zip(all_rows, indices, outputs, strict=False):
         np.testing.assert_allclose(rows, TABLE[index], rtol=1e-6)
         assert output.type.ndim == np.ndim(rows)
+    is_row = indices[2] != indices[2][1, 1]
+    np.testing.assert_allclose(padded, TABLE[indices[2]] * is_row[..., None], rtol=1e-6)
 
 
 @pytest.mark.parametrize("mode", ARRAY_MODES)

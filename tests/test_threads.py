@@ -12,8 +12,8 @@ import pytensor
 import pytest
 from cases import Draw, Sizes, needs_compiler, symbols
 
-from blocksparse_ops import sparse_block_gemv, sparse_block_outer
-from blocksparse_ops.gradient import sparse_block_gradient
+from blocksparse_ops import SparseBlockGemv, sparse_block_gemv, sparse_block_outer
+from blocksparse_ops.gradient import SparseBlockGradient
 
 TASKS = Path("/proc/self/task")
 
@@ -25,11 +25,12 @@ PROBLEMS = {
     "shared": Sizes(iBlocks=1, oBlocks=1, iSize=64, oSize=64, iWin=2, oWin=3, batch=70),
     "direct": Sizes(iBlocks=40, oBlocks=3, iSize=16, oSize=16, iWin=2, oWin=3, batch=700),
 }
-# The graph of each op, and what draws its arguments.
+# The graph of each op, what draws its arguments, and what pads its indices.
 BUILD = {
-    "gemv": (sparse_block_gemv, Draw.gemv),
-    "outer": (sparse_block_outer, Draw.outer),
-    "gradient": (lambda *inputs: sparse_block_gradient(*inputs)[2], Draw.outer),
+    "gemv": (sparse_block_gemv, Draw.gemv, None),
+    "outer": (sparse_block_outer, Draw.outer, None),
+    "gradient": (lambda *inputs: SparseBlockGradient()(*inputs)[2], Draw.outer, None),
+    "padded": (SparseBlockGemv(padding_idx=-1), Draw.gemv, -1),
 }
 
 # A mode, and the layer that runs its threads.
@@ -41,15 +42,15 @@ BACKENDS = [
 
 
 def compiled(mode, op, openmp):
-    build, draw = BUILD[op]
-    inputs = list(symbols(draw(Draw(PROBLEMS["panels"], 0, "float32"))).values())
+    build, *_ = BUILD[op]
+    inputs = list(symbols(arrays_of(op, "panels")).values())
     with pytensor.config.change_flags(openmp=openmp):
         return pytensor.function(inputs, build(*inputs), mode=mode, trust_input=True)
 
 
 def arrays_of(op, problem):
-    _, draw = BUILD[op]
-    return draw(Draw(PROBLEMS[problem], 0, "float32")).values()
+    _, draw, padding_idx = BUILD[op]
+    return draw(Draw(PROBLEMS[problem], 0, "float32", padding_idx=padding_idx))
 
 
 def run_in_child(function, arrays):

@@ -13,16 +13,24 @@ from cases import COMPILED_LAYOUTS, FORWARD_LAYOUTS, Draw, Sizes, few_sizes, nee
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blocksparse_ops import sparse_block_dot, sparse_block_gemv, sparse_block_outer
+from blocksparse_ops import SparseBlockGemv, SparseBlockOuter, sparse_block_dot, sparse_block_gemv
 
 many = settings(max_examples=70, deadline=None)
 seeds = st.integers(0, 2**32 - 1)
 CONTIGUOUS = COMPILED_LAYOUTS[0]
 
 
-def gemv_transposed(o, W, h, inputIdx, outputIdx):
+def gemv(*arguments, padding_idx=None):
+    return SparseBlockGemv(padding_idx=padding_idx)(*arguments)
+
+
+def outer(*arguments, padding_idx=None):
+    return SparseBlockOuter(padding_idx=padding_idx)(*arguments)
+
+
+def gemv_transposed(o, W, h, inputIdx, outputIdx, padding_idx=None):
     """gemv with a view of the weights, as the gradient in h has it."""
-    return sparse_block_gemv(o, W.transpose(1, 0, 3, 2), h, inputIdx, outputIdx)
+    return gemv(o, W.transpose(1, 0, 3, 2), h, inputIdx, outputIdx, padding_idx=padding_idx)
 
 
 def transpose_weights(o, W, h, inputIdx, outputIdx):
@@ -31,10 +39,10 @@ def transpose_weights(o, W, h, inputIdx, outputIdx):
 
 # The graph, the arrays that it takes, how they enter it, and what it must compute.
 PROBLEMS = {
-    "gemv": (sparse_block_gemv, Draw.gemv, lambda *arrays: arrays, oracle.gemv),
+    "gemv": (gemv, Draw.gemv, lambda *arrays: arrays, oracle.gemv),
     "gemv_transposed": (gemv_transposed, Draw.gemv, transpose_weights, oracle.gemv),
     "dot": (sparse_block_dot, Draw.dot, lambda *arrays: arrays, oracle.dot),
-    "outer": (sparse_block_outer, Draw.outer, lambda *arrays: arrays, oracle.outer),
+    "outer": (outer, Draw.outer, lambda *arrays: arrays, oracle.outer),
 }
 
 
@@ -44,7 +52,7 @@ def compiled(mode, problem, layout, dtype, destroy_first=False):
     build, draw, enter, _ = PROBLEMS[problem]
     arrays = draw(Draw(Sizes(1, 1, 1, 1, 1, 1, 1), 0, dtype, layout.index_dtypes)).values()
     buffers = [pt.tensor(dtype=a.dtype, shape=(None,) * a.ndim) for a in enter(*arrays)]
-    result = build(*layout.views(buffers))
+    result = build(*layout.views(buffers), padding_idx=layout.padding_idx)
     if destroy_first:
         buffers[0] = pytensor.In(buffers[0], mutable=True)
         result = pytensor.Out(result, borrow=True)
@@ -73,10 +81,10 @@ class Values:
         _, draw, enter, expect = PROBLEMS[problem]
         function = compiled(self.mode, problem, layout, dtype)
         for integers, agree in ((False, oracle.assert_within_bound), (True, oracle.assert_exact)):
-            arrays = draw(Draw(sizes, seed, dtype, layout.index_dtypes, integers)).values()
+            arrays = draw(layout.draw(sizes, seed, dtype, integers)).values()
             actual = function(*layout.buffers(enter(*arrays)))
             assert actual.dtype == dtype
-            agree(actual, expect(*arrays))
+            agree(actual, expect(*arrays, layout.padding_idx))
 
     @pytest.mark.parametrize("problem", ["gemv", "gemv_transposed"])
     @settings(max_examples=30, deadline=None)
@@ -98,27 +106,24 @@ class Values:
     @pytest.mark.parametrize(
         "dtypes", [("int16", "uint16"), ("uint32", "int16"), ("uint8", "int8")]
     )
-    @pytest.mark.parametrize("problem", ["gemv", "outer"])
-    def test_other_index_dtypes(self, problem, dtypes):
-        _, draw, enter, expect = PROBLEMS[problem]
-        layout = replace(CONTIGUOUS, index_dtypes=dtypes)
-        arrays = draw(Draw(Sizes(3, 2, 5, 4, 2, 3, 4), 0, "float64", dtypes)).values()
-        actual = compiled(self.mode, problem, layout, "float64")(*layout.buffers(enter(*arrays)))
-        oracle.assert_within_bound(actual, expect(*arrays))
+    @pytest.mark.parametrize(("problem", "padding_idx"), [("gemv", None), ("outer", 100)])
+    def test_other_index_dtypes(self, problem, padding_idx, dtypes):
+        self.check_others(problem, "float64", dtypes, padding_idx)
 
     @pytest.mark.parametrize(
         "dtype", ["bool", "int8", "uint16", "int64", "complex64", "complex128"]
     )
-    @pytest.mark.parametrize("problem", ["gemv", "outer"])
-    def test_other_dtypes(self, problem, dtype):
-        self.check_other_dtype(problem, dtype)
+    @pytest.mark.parametrize(("problem", "padding_idx"), [("gemv", 100), ("outer", None)])
+    def test_other_dtypes(self, problem, padding_idx, dtype):
+        self.check_others(problem, dtype, padding_idx=padding_idx)
 
-    def check_other_dtype(self, problem, dtype):
+    def check_others(self, problem, dtype, index_dtypes=("int64", "int64"), padding_idx=None):
         _, draw, enter, expect = PROBLEMS[problem]
-        arrays = draw(Draw(Sizes(3, 2, 5, 4, 2, 3, 4), 0, dtype)).values()
-        actual = compiled(self.mode, problem, CONTIGUOUS, dtype)(*enter(*arrays))
+        layout = replace(CONTIGUOUS, index_dtypes=index_dtypes, padding_idx=padding_idx)
+        arrays = draw(layout.draw(Sizes(3, 2, 5, 4, 2, 3, 9), 0, dtype)).values()
+        actual = compiled(self.mode, problem, layout, dtype)(*layout.buffers(enter(*arrays)))
         assert actual.dtype == self.narrowed.get(dtype, dtype)
-        oracle.assert_within_bound(actual, expect(*arrays))
+        oracle.assert_within_bound(actual, expect(*arrays, padding_idx))
 
     @pytest.mark.parametrize("batch", [1, 30], ids=["row by row", "block by block"])
     def test_blocks_that_no_index_names_are_not_read(self, batch):
@@ -193,7 +198,7 @@ class LibraryValues(Values):
 
     @pytest.mark.parametrize("problem", PROBLEMS)
     def test_half_precision(self, problem):
-        self.check_other_dtype(problem, "float16")
+        self.check_others(problem, "float16")
 
 
 class ValuesInPlace(Values):
@@ -222,7 +227,7 @@ class TestPython(ValuesInPlace):
 
     @pytest.mark.parametrize("problem", PROBLEMS)
     def test_half_precision(self, problem):
-        self.check_other_dtype(problem, "float16")
+        self.check_others(problem, "float16")
 
 
 @needs_compiler
@@ -231,7 +236,7 @@ class TestC(ValuesInPlace):
 
     @pytest.mark.parametrize("problem", PROBLEMS)
     def test_dtypes_without_c_code(self, problem, recwarn):
-        self.check_other_dtype(problem, "float16")
+        self.check_others(problem, "float16")
         assert not [w for w in recwarn if "SparseBlock" in str(w.message)]
 
 

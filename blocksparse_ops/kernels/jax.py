@@ -122,17 +122,18 @@ def pullback_gemv(
     padding: int | None,
     constants: Constants | None,
 ) -> Gradients:
-    straight = {"padding": padding, "constants": constants}
-    exchanged = {"padding": padding, "constants": constants and constants.exchanged()}
+    exchanged = constants and constants.exchanged()
 
     def to_W(zeros: Array) -> Array:
         if transposed:
-            return outer(zeros, cotangent, h, outputIdx, inputIdx, **exchanged)
-        return outer(zeros, h, cotangent, inputIdx, outputIdx, **straight)
+            arguments, known = (zeros, cotangent, h, outputIdx, inputIdx), exchanged
+        else:
+            arguments, known = (zeros, h, cotangent, inputIdx, outputIdx), constants
+        return outer(*arguments, padding=padding, constants=known)
 
     def to_h(zeros: Array) -> Array:
         arguments = zeros, W, cotangent, outputIdx, inputIdx
-        return gemv(*arguments, transposed=not transposed, **exchanged)
+        return gemv(*arguments, transposed=not transposed, padding=padding, constants=exchanged)
 
     return pullback(cotangent, o, (W, to_W), (h, to_h))
 
@@ -148,14 +149,15 @@ def pullback_outer(
     padding: int | None,
     constants: Constants | None,
 ) -> Gradients:
-    straight = {"padding": padding, "constants": constants}
-    exchanged = {"padding": padding, "constants": constants and constants.exchanged()}
+    exchanged = constants and constants.exchanged()
 
     def to_x(zeros: Array) -> Array:
-        return gemv(zeros, cotangent, y, yIdx, xIdx, transposed=True, **exchanged)
+        arguments = zeros, cotangent, y, yIdx, xIdx
+        return gemv(*arguments, transposed=True, padding=padding, constants=exchanged)
 
     def to_y(zeros: Array) -> Array:
-        return gemv(zeros, cotangent, x, xIdx, yIdx, **straight)
+        arguments = zeros, cotangent, x, xIdx, yIdx
+        return gemv(*arguments, padding=padding, constants=constants)
 
     return pullback(cotangent, o, (x, to_x), (y, to_y))
 

@@ -264,7 +264,7 @@ def gemv_in_steps(
     sizes = countable_sizes(inputIdx, outputIdx, (iBlocks, oBlocks))
     i, j = counted(inputIdx, iBlocks, padding), counted(outputIdx, oBlocks, padding)
     may_be_none = padding is not None
-    if may_be_none:
+    if padding is not None:
         h = jnp.where(is_padding(inputIdx, padding)[:, :, None], 0, h)
     result = o
     if sizes.triples and W.size:
@@ -279,7 +279,7 @@ def gemv_in_steps(
     input_is_wrong = is_wrong(inputIdx, i, iBlocks, padding).any(1, keepdims=True)
     wrong = input_is_wrong | is_wrong(outputIdx, j, oBlocks, padding)
     result = jnp.where(wrong[:, :, None], unknown(o), result).astype(o.dtype)
-    if may_be_none:
+    if padding is not None:
         result = jnp.where(is_padding(outputIdx, padding)[:, :, None], o, result)
     return result
 

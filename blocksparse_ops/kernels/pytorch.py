@@ -97,11 +97,11 @@ def steps_of(
     signature: Signature, arguments: Sequence[Tensor], blocks: Tensor, padding: int | None
 ) -> Iterator[Step]:
     """Check the arguments, and yield the steps, as tensors where the blocks are."""
-    indices = checked(signature, arguments, padding)
-    sizes = sizes_of(*indices, blocks.shape[:2])
+    left, right = checked(signature, arguments, padding)
+    sizes = sizes_of(left, right, blocks.shape[:2])
     if sizes.triples and blocks.numel():
-        pairs = zip(indices, blocks.shape[:2], strict=True)
-        left, right = (np.where(index == NO_BLOCK, count, index) for index, count in pairs)
+        left = np.where(left == NO_BLOCK, sizes.iBlocks, left)
+        right = np.where(right == NO_BLOCK, sizes.oBlocks, right)
         form = choose_form(sizes, *blocks.shape[2:], step_elements=STEP_ELEMENTS)
         tiles = cut(np, left, right, sizes, form)
         for number in range(tiles.steps):
@@ -215,9 +215,9 @@ def outer_in_steps(
     if not checked_already:
         checked(OUTER, (o, x, y, xIdx, yIdx), padding)
     if o.numel() and x.numel() and y.numel():
-        pairs = zip((xIdx, yIdx), o.shape[:2], strict=True)
-        indices = (numbers_of(torch, counted, index, count, padding) for index, count in pairs)
-        outer_by_example(o, x, y, *indices, padding)
+        i = numbers_of(torch, counted, xIdx, o.shape[0], padding)
+        j = numbers_of(torch, counted, yIdx, o.shape[1], padding)
+        outer_by_example(o, x, y, i, j, padding)
     return o
 
 

@@ -72,8 +72,8 @@ class Tiles(NamedTuple):
 class Step(NamedTuple):
     """For each tile of a step, its rows on both sides and its block.
 
-    `left` and `right` number the rows of the two windows, example after example. Where a tile has no
-    more triples, or no block, they are the number of rows, one past the last.
+    `left` and `right` number the rows of the two windows, example after example. Where a tile has
+    no more triples, or no block, they are the number of rows, one past the last.
     """
 
     left: Any

@@ -189,8 +189,10 @@ def rank_blocks(side):
 
 @kernel
 def start_ranks(side, entries):
-    """Where each rank's entries start if each of its rows has `entries` of them or, where there is a
-    table of them, as many as its example. Those of rows that are padded stand last."""
+    """Where each rank's entries start if each of its rows has `entries` of them.
+
+    Or, where there is a table, as many as its example. Those of rows that are padded stand last.
+    """
     fill_zeros(side.following, side.ranks + 1)
     for row in range(side.rows):
         if side.joined != 0:

@@ -18,8 +18,8 @@ BY_BLOCK = Record(
 # `input` and `output` are tables of the indices counted from the start, which may be padded.
 PRODUCT = Record(
     "Product",
-    "batch inputs outputs depth columns chunk input output input_is_padded output_is_padded threads "
-    "scratches",
+    "batch inputs outputs depth columns chunk input output input_is_padded output_is_padded "
+    "threads scratches",
     W=array_type(4),
     h=array_type(3),
     out=array_type(3),
