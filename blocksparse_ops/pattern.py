@@ -12,9 +12,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from blocksparse_ops.arguments import as_tensor, require_integers
+from blocksparse_ops.arguments import (
+    as_padding,
+    as_tensor,
+    require_integers,
+    require_padding,
+)
 from blocksparse_ops.kernels.tiles import SORTED_REUSE, Sizes, choose_form, reuse_of, sizes_of
-from blocksparse_ops.reference import count_from_start
+from blocksparse_ops.reference import NO_BLOCK, count_from_start
 from blocksparse_ops.signature import check_range, disagreement
 
 if TYPE_CHECKING:
@@ -75,8 +80,9 @@ def pattern_costs(
     inputIdx: npt.ArrayLike,
     outputIdx: npt.ArrayLike,
     dtype: npt.DTypeLike = "float64",
+    padding_idx: int | None = None,
 ) -> PatternCosts:
-    """``multiply_adds = batch * iWin * oWin * iSize * oSize``, and what else a product costs.
+    """``multiply_adds = triples * iSize * oSize``, and what else a product costs.
 
     Parameters
     ----------
@@ -88,6 +94,8 @@ def pattern_costs(
         Which output blocks each example computes.
     dtype : data-type, optional
         Of the weights and the values.
+    padding_idx : int, optional
+        The index that names no block, of either index.
 
     Returns
     -------
@@ -127,22 +135,25 @@ def pattern_costs(
             "(iBlocks, oBlocks, iSize, oSize)"
         )
     iBlocks, oBlocks, *block = W_shape
-    inputIdx, outputIdx = counted_pattern("pattern_costs", (iBlocks, oBlocks), inputIdx, outputIdx)
-    sizes = sizes_of(inputIdx, outputIdx, (iBlocks, oBlocks))
+    blocks = (iBlocks, oBlocks)
+    inputIdx, outputIdx = counted_pattern("pattern_costs", blocks, inputIdx, outputIdx, padding_idx)
+    sizes = sizes_of(inputIdx, outputIdx, blocks)
     products, item = int(np.prod(block)), np.dtype(dtype).itemsize
-    used = len(used_pairs(inputIdx, outputIdx, oBlocks)[0])
+    pairs, times = used_pairs(inputIdx, outputIdx, oBlocks)
+    used, triples = len(pairs), int(times.sum())
+    rows = int((inputIdx != NO_BLOCK).sum())
+    is_padded = rows < inputIdx.size or bool((outputIdx == NO_BLOCK).any())
+    is_one = same_window(inputIdx) and same_window(outputIdx) and not is_padded
     dense = sizes.batch * iBlocks * oBlocks
     return PatternCosts(
         examples=sizes.batch,
         blocks_in_use=used,
-        reuse=sizes.triples / max(used, 1),
-        multiply_adds=sizes.triples * products,
-        share_of_dense=sizes.triples / max(dense, 1),
-        bytes_read=(used * products + inputIdx.size * block[0]) * item,
+        reuse=triples / max(used, 1),
+        multiply_adds=triples * products,
+        share_of_dense=triples / max(dense, 1),
+        bytes_read=(used * products + rows * block[0]) * item,
         bytes_gathered=sizes.triples * products * item,
-        kernel_path="one pattern"
-        if same_window(inputIdx) and same_window(outputIdx)
-        else "block by block",
+        kernel_path="one pattern" if is_one else "block by block",
         library_path=library_path(sizes, block),
     )
 
@@ -152,6 +163,7 @@ def draw_pattern(
     outputIdx: npt.ArrayLike,
     blocks: Sequence[int],
     ax: Axes | None = None,
+    padding_idx: int | None = None,
 ) -> Axes:
     """A picture of `block_counts`: ``count[i, j]`` at row i and column j, white where it is 0.
 
@@ -165,6 +177,8 @@ def draw_pattern(
         How many there are.
     ax : matplotlib.axes.Axes, optional
         Where to draw; a new figure's by default.
+    padding_idx : int, optional
+        The index that names no block, of either index.
 
     Returns
     -------
@@ -196,7 +210,7 @@ def draw_pattern(
             "draw_pattern draws with matplotlib, which is not installed: "
             "pip install 'blocksparse_ops[plot]'"
         ) from error
-    count = count_blocks("draw_pattern", inputIdx, outputIdx, blocks)
+    count = count_blocks("draw_pattern", inputIdx, outputIdx, blocks, padding_idx)
     used = int(np.count_nonzero(count))
     times = count.sum() / max(used, 1)
     ax = ax if ax is not None else Figure(layout="constrained").add_subplot()
@@ -222,7 +236,10 @@ def draw_pattern(
 
 
 def block_counts(
-    inputIdx: npt.ArrayLike, outputIdx: npt.ArrayLike, blocks: Sequence[int]
+    inputIdx: npt.ArrayLike,
+    outputIdx: npt.ArrayLike,
+    blocks: Sequence[int],
+    padding_idx: int | None = None,
 ) -> npt.NDArray[np.int64]:
     """``count[i, j] = how many (n, v, w) have inputIdx[n, v] == i and outputIdx[n, w] == j``
 
@@ -231,6 +248,8 @@ def block_counts(
     inputIdx : (batch, iWin), or (iWin,)
     outputIdx : (batch, oWin), or (oWin,)
     blocks : (iBlocks, oBlocks)
+    padding_idx : int, optional
+        The index that names no block, of either index.
 
     Returns
     -------
@@ -252,14 +271,22 @@ def block_counts(
     array([[1, 1],
            [1, 0],
            [0, 1]])
+    >>> block_counts([[0, 1], [0, -1]], [[0], [1]], (3, 2), padding_idx=-1)
+    array([[1, 1],
+           [1, 0],
+           [0, 0]])
     """
-    return count_blocks("block_counts", inputIdx, outputIdx, blocks)
+    return count_blocks("block_counts", inputIdx, outputIdx, blocks, padding_idx)
 
 
 def count_blocks(
-    caller: str, inputIdx: npt.ArrayLike, outputIdx: npt.ArrayLike, blocks: Sequence[int]
+    caller: str,
+    inputIdx: npt.ArrayLike,
+    outputIdx: npt.ArrayLike,
+    blocks: Sequence[int],
+    padding_idx: int | None,
 ) -> npt.NDArray[np.int64]:
-    inputIdx, outputIdx = counted_pattern(caller, blocks, inputIdx, outputIdx)
+    inputIdx, outputIdx = counted_pattern(caller, blocks, inputIdx, outputIdx, padding_idx)
     count = np.zeros(blocks, "int64")
     pairs, times = used_pairs(inputIdx, outputIdx, blocks[1])
     count.flat[pairs] = times
@@ -267,11 +294,16 @@ def count_blocks(
 
 
 def counted_pattern(
-    caller: str, blocks: Sequence[int], inputIdx: npt.ArrayLike, outputIdx: npt.ArrayLike
+    caller: str,
+    blocks: Sequence[int],
+    inputIdx: npt.ArrayLike,
+    outputIdx: npt.ArrayLike,
+    padding_idx: int | None = None,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Both indices, example by example and counted from the start; errors name the caller."""
+    padding_idx = as_padding(caller, padding_idx)
     indices = [
-        counted_index(caller, name, index, size)
+        counted_index(caller, name, index, size, padding_idx)
         for name, index, size in zip(
             ("inputIdx", "outputIdx"), (inputIdx, outputIdx), blocks, strict=True
         )
@@ -291,22 +323,25 @@ def counted_pattern(
 
 
 def counted_index(
-    caller: str, name: str, index: npt.ArrayLike, blocks: int
+    caller: str, name: str, index: npt.ArrayLike, blocks: int, padding_idx: int | None
 ) -> npt.NDArray[np.int64]:
     array = as_tensor(caller, name, index, np.asarray)
     if isinstance(index, list | tuple) and not array.size:
         array = array.astype("int64")
     require_integers(caller, name, array)
-    check_range(f"{caller}: {name}", array, f"the number of {name[:-3]} blocks", blocks)
-    return count_from_start(array, blocks)
+    require_padding(caller, name, array, padding_idx)
+    axis = f"the number of {name[:-3]} blocks"
+    check_range(f"{caller}: {name}", array, axis, blocks, padding_idx)
+    return count_from_start(array, blocks, padding_idx)
 
 
 def used_pairs(
     inputIdx: npt.NDArray[np.int64], outputIdx: npt.NDArray[np.int64], oBlocks: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """The blocks in use, numbered row by row, and how often each is."""
-    pairs = inputIdx[:, :, None] * oBlocks + outputIdx[:, None, :]
-    return np.unique(pairs, return_counts=True)
+    i, j = np.broadcast_arrays(inputIdx[:, :, None], outputIdx[:, None, :])
+    is_block = (i != NO_BLOCK) & (j != NO_BLOCK)
+    return np.unique((i * oBlocks + j)[is_block], return_counts=True)
 
 
 def same_window(index: np.ndarray) -> bool:

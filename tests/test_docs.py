@@ -1,4 +1,4 @@
-"""What the doctests of the site leave: its picture, and the width of its prose."""
+"""What the doctests of the site leave: its pictures, and the width of its prose."""
 
 import runpy
 from pathlib import Path
@@ -8,9 +8,9 @@ import pytest
 DOCS = Path(__file__).parents[1] / "docs"
 
 
-def test_the_picture_is_as_its_script_draws_it():
-    drawing = runpy.run_path(str(DOCS / "draw_product.py"))["drawing"]
-    assert (DOCS / "product.svg").read_text() == drawing()
+def test_pictures_are_as_their_script_draws_them():
+    for name, picture in runpy.run_path(str(DOCS / "draw_pictures.py"))["PICTURES"].items():
+        assert (DOCS / name).read_text() == picture
 
 
 @pytest.mark.parametrize(

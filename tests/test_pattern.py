@@ -12,30 +12,34 @@ from blocksparse_ops.bsr import bsr_from_weights, weights_from_bsr
 from blocksparse_ops.pattern import block_counts, draw_pattern, pattern_costs
 
 
-def counted_by_hand(inputIdx, outputIdx, blocks):
+def counted_by_hand(inputIdx, outputIdx, blocks, padding_idx):
     count = np.zeros(blocks, int)
     for example_inputs, example_outputs in zip(inputIdx, outputIdx, strict=True):
         for i in example_inputs:
             for j in example_outputs:
-                count[i, j] += 1
+                if padding_idx not in (i, j):
+                    count[i, j] += 1
     return count
 
 
+@pytest.mark.parametrize("padding_idx", [None, 1])
 @pytest.mark.parametrize("sizes", FEW_SIZES)
-def test_blocks_are_counted(sizes):
-    indices = Draw(sizes, 0, "float32").indices().values()
+def test_blocks_are_counted(sizes, padding_idx):
+    indices = Draw(sizes, 1, "float32", padding_idx=padding_idx).indices().values()
     blocks = sizes.iBlocks, sizes.oBlocks
-    count = counted_by_hand(*indices, blocks)
-    np.testing.assert_array_equal(block_counts(*indices, blocks), count)
+    count = counted_by_hand(*indices, blocks, padding_idx)
+    np.testing.assert_array_equal(block_counts(*indices, blocks, padding_idx), count)
 
-    costs = pattern_costs((*blocks, sizes.iSize, sizes.oSize), *indices, "float32")
+    shape = (*blocks, sizes.iSize, sizes.oSize)
+    costs = pattern_costs(shape, *indices, "float32", padding_idx)
     block = sizes.iSize * sizes.oSize
     assert costs.examples == sizes.batch
     assert costs.blocks_in_use == np.count_nonzero(count)
     assert costs.multiply_adds == count.sum() * block
-    assert costs.bytes_gathered == 4 * count.sum() * block
-    rows = sizes.batch * sizes.iWin * sizes.iSize
-    assert costs.bytes_read == 4 * (np.count_nonzero(count) * block + rows)
+    assert costs.bytes_gathered == 4 * sizes.batch * sizes.iWin * sizes.oWin * block
+    inputIdx, _ = indices
+    rows = (inputIdx != padding_idx).sum() if padding_idx is not None else inputIdx.size
+    assert costs.bytes_read == 4 * (np.count_nonzero(count) * block + rows * sizes.iSize)
     assert costs.reuse == pytest.approx(count.sum() / max(np.count_nonzero(count), 1))
     assert costs.share_of_dense == pytest.approx(count.sum() / max(sizes.batch * count.size, 1))
 

@@ -1,6 +1,7 @@
-"""Draw product.svg: which blocks of W two examples touch, and where the sums go.
+"""Draw product.svg, the blocks of W that two examples touch and where the sums go, and ragged.svg,
+windows that differ in length.
 
-python docs/draw_product.py
+python docs/draw_pictures.py
 """
 
 from pathlib import Path
@@ -12,8 +13,12 @@ EXAMPLES = [  # name, color, inputIdx, outputIdx, columns of the values, row of 
 ]
 SIZE, GAP = 56, 8
 LEFT, TOP = 190, 66
-WIDTH, HEIGHT = 660, 576
 INK = "#1f2328"
+
+# Of ragged.svg: which blocks each example names.
+WINDOWS = [[2, 0, 5], [4], [], [1, 3, 0, 2], [5, 1]]
+COLORS = ["#0a66c2", "#c2410c", "#6e7781", "#1a7f37", "#8250df"]
+CELL = 52
 
 
 def block_at(i, j):
@@ -84,23 +89,51 @@ def values():
         yield text(20, 536 + 26 * k, windows, color, anchor="start")
 
 
-def drawing():
-    x, _ = block_at(0, BLOCKS[1] - 1)
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
+def drawing(width, height, parts):
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
         'font-family="system-ui, sans-serif">',
-        rect(0, 0, WIDTH, HEIGHT, "#ffffff"),
-        *grid(),
-        *touched(),
-        *values(),
-        text(LEFT + (x + SIZE - LEFT) / 2, 24, "output blocks of W"),
-        text(x + SIZE + 16, TOP + 20, "input", anchor="start"),
-        text(x + SIZE + 16, TOP + 44, "blocks", anchor="start"),
-        text(x + SIZE + 16, TOP + 68, "of W", anchor="start"),
+        rect(0, 0, width, height, "#ffffff"),
+        *parts,
         "</svg>",
     ]
-    return "\n".join(parts) + "\n"
+    return "\n".join(lines) + "\n"
 
+
+def product():
+    x, _ = block_at(0, BLOCKS[1] - 1)
+    yield from (*grid(), *touched(), *values())
+    yield text(LEFT + (x + SIZE - LEFT) / 2, 24, "output blocks of W")
+    for line, word in enumerate(("input", "blocks", "of W")):
+        yield text(x + SIZE + 16, TOP + 20 + 24 * line, word, anchor="start")
+
+
+def ragged():
+    """A row for each example: its places of inputIdx, and of h."""
+    longest = max(map(len, WINDOWS))
+    for title, left in (("inputIdx", 70), ("h", 370)):
+        yield text(left + longest * CELL / 2, 28, title)
+        for n, (window, color) in enumerate(zip(WINDOWS, COLORS, strict=True)):
+            y = 44 + n * CELL
+            for v in range(longest):
+                x = left + v * CELL
+                is_named = v < len(window)
+                yield rect(x, y, CELL - 6, CELL - 6, color if is_named else "#ffffff", 0.25, color)
+                word = (window[v] if is_named else -1) if title == "inputIdx" else ""
+                yield text(x + CELL / 2 - 3, y + CELL / 2 + 3, word, color)
+                if not is_named and title == "h":
+                    end = CELL - 12
+                    yield line(x + 6, y + 6, x + end, y + end, color)
+                    yield line(x + end, y + 6, x + 6, y + end, color)
+    for n, color in enumerate(COLORS):
+        yield text(50, 44 + n * CELL + CELL / 2 + 3, n, color)
+
+
+PICTURES = {
+    "product.svg": drawing(660, 576, product()),
+    "ragged.svg": drawing(600, 44 + len(WINDOWS) * CELL + 8, ragged()),
+}
 
 if __name__ == "__main__":
-    Path(__file__).with_name("product.svg").write_text(drawing())
+    for name, picture in PICTURES.items():
+        Path(__file__).with_name(name).write_text(picture)
