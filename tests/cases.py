@@ -203,12 +203,17 @@ LAYOUTS = {
 
 @dataclass(frozen=True)
 class Layout:
-    """One layout for each argument in turn, the dtypes of the two indices, and what pads them."""
+    """One layout for each argument in turn, the dtypes of the two indices, and what pads them.
+
+    `dtypes` are those of the values: kernels know strides in bytes alone, so not each layout needs
+    all.
+    """
 
     name: str
     arguments: tuple[str, ...]
     index_dtypes: tuple[str, str]
     padding_idx: int | None = None
+    dtypes: tuple[str, ...] = ("float32", "float64")
 
     def draw(self, sizes, seed, dtype, integers=False):
         return Draw(sizes, seed, dtype, self.index_dtypes, integers, self.padding_idx)
@@ -228,21 +233,20 @@ class Layout:
         return [self.of(k)[1](x) if x.ndim else x for k, x in enumerate(buffers)]
 
 
+MIXED = ("gapped", "transposed", "reversed", "gapped", "reversed")
+ODD = ("reversed", "gapped", "transposed", "transposed", "gapped")
+
 COMPILED_LAYOUTS = [
     Layout("contiguous", ("contiguous",), ("int64", "int64")),
-    Layout("mixed", ("gapped", "transposed", "reversed", "gapped", "reversed"), ("int32", "uint8")),
-    Layout(
-        "padded",
-        ("reversed", "gapped", "transposed", "transposed", "gapped"),
-        ("int8", "uint64"),
-        1,
-    ),
+    Layout("mixed", MIXED, ("int32", "uint8"), dtypes=("float32",)),
+    Layout("padded", ODD, ("int8", "uint64"), 1, dtypes=("float64",)),
+    Layout("padded and contiguous", ("contiguous",), ("int64", "int32"), -1, dtypes=("float32",)),
 ]
 
 # For array libraries, which know no strides, or no negative ones.
 FORWARD_LAYOUTS = [
     Layout("contiguous", ("contiguous",), ("uint8", "int64")),
-    Layout("padded", ("contiguous", "transposed"), ("int32", "uint64"), 1),
+    Layout("padded", ("contiguous", "transposed"), ("int32", "uint64"), 1, dtypes=("float64",)),
 ]
 
 

@@ -28,6 +28,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_generate_tests(metafunc):
-    """Give a test of `layout` those of its class."""
+    """Give a test of `layout` and `dtype` those of its class."""
     if "layout" in metafunc.fixturenames:
-        metafunc.parametrize("layout", metafunc.cls.layouts, ids=str)
+        pairs = [(layout, dtype) for layout in metafunc.cls.layouts for dtype in layout.dtypes]
+        metafunc.parametrize(("layout", "dtype"), pairs, ids=str)

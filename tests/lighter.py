@@ -7,8 +7,10 @@ And of the ops that PyTensor could compile by g++, each by itself, ours alone ar
 
 import gc
 
+import pytensor
 from numba.core import codegen, config
 from numba.core.registry import cpu_target
+from pytensor.compile.builders import OpFromGraph
 from pytensor.link.c.op import COp, _NoPythonCOp
 
 from blocksparse_ops.kernels.numba.compile import Unit
@@ -52,6 +54,15 @@ def make_c_thunk(self, *args, **kwargs):
 
 
 compiled_thunk, COp.make_c_thunk = COp.make_c_thunk, make_c_thunk
+
+
+def fn_in_python(self):
+    """What an op that is a graph runs, where it is not inlined: in the default mode, Numba's."""
+    with pytensor.config.change_flags(mode="FAST_COMPILE"):
+        return compiled_fn.fget(self)
+
+
+compiled_fn, OpFromGraph.fn = OpFromGraph.fn, property(fn_in_python)
 
 # A compiler makes many objects and few cycles: to look for these takes a tenth of its time.
 gc.set_threshold(100_000, 20, 50)

@@ -48,7 +48,7 @@ def check(mode, layout, dtype, draw):
 
 
 @pytest.mark.parametrize(
-    ("laid", "dtype"), [*zip(COMPILED_LAYOUTS, ("float32", "float64", "float32"), strict=True)]
+    ("laid", "dtype"), [(layout, layout.dtypes[-1]) for layout in COMPILED_LAYOUTS[:3]]
 )
 @pytest.mark.parametrize("mode", MODES)
 @settings(max_examples=70, deadline=None)

@@ -53,9 +53,13 @@ def dot_of(sizes, padding_idx=None):
     return lambda *values: function(*values)[0], arrays
 
 
+NO_INDEX = 100
+
+
 def gather_dot(W, h, inputIdx, b, outputIdx, padding_idx=None):
     """What JAX differentiates by itself."""
-    named = inputIdx != padding_idx, outputIdx != padding_idx
+    padding = NO_INDEX if padding_idx is None else padding_idx
+    named = inputIdx != padding, outputIdx != padding
     i, j = (jax.numpy.where(*pair, 0) for pair in zip(named, (inputIdx, outputIdx), strict=True))
     blocks = W[i[:, :, None], j[:, None, :]]
     h = jax.numpy.where(named[0][:, :, None], h, 0)
@@ -144,9 +148,11 @@ def test_derivatives_of_an_outer_by_jax(padding_idx):
     op = SparseBlockOuter(padding_idx=padding_idx)
     function = jaxified(list(inputs.values()), op(**inputs))
 
+    padding = NO_INDEX if padding_idx is None else padding_idx
+
     def scattered(o, x, y, xIdx, yIdx, alpha):
         x, y = (
-            jax.numpy.where((index != padding_idx)[:, :, None], values, 0)
+            jax.numpy.where((index != padding)[:, :, None], values, 0)
             for values, index in ((x, xIdx), (y, yIdx))
         )
         products = alpha * jax.numpy.einsum("nvp,nwq->nvwpq", x, y)
@@ -211,7 +217,7 @@ def test_some_examples_a_step(of_step):
     gemv, outer = arrays.gemv(), arrays.outer()
     o, W, h, i, j = (jax.numpy.asarray(a) for a in gemv.values())
     i, j = kernels.counted(i, 3), kernels.counted(j, 4)
-    result = kernels.gemv_by_example(o, W, h, i, j, False, of_step)
+    result = kernels.gemv_by_example(o, W, h, i, j, of_step, False, False)
     np.testing.assert_array_equal(result, oracle.gemv(*gemv.values())[0])
     o, x, y, i, j, _ = (jax.numpy.asarray(a) for a in outer.values())
     result = kernels.outer_by_example(

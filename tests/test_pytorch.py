@@ -29,11 +29,13 @@ class TestPyTorch(LibraryValues):
 
 
 @pytest.mark.parametrize(
-    ("sizes", "padding_idx"),
-    [(FEW_SIZES[3], None), (FEW_SIZES[3], -1), (FEW_SIZES[5], None)],
-    ids=["as they stand", "padded", "sorted"],
+    ("problem", "sizes", "padding_idx"),
+    [
+        *((problem, FEW_SIZES[k], None) for problem in PROBLEMS for k in (3, 5)),
+        ("gemv", FEW_SIZES[3], -1),
+        ("outer", FEW_SIZES[3], -1),
+    ],
 )
-@pytest.mark.parametrize("problem", PROBLEMS)
 def test_compiled(problem, sizes, padding_idx, monkeypatch):
     """Through PyTorch's compiler, which for the first of these sizes gets a form of its own."""
     build, draw, enter, expect = PROBLEMS[problem]

@@ -72,7 +72,6 @@ class Values:
     # What PyTensor makes of dtypes that a library does not have.
     narrowed: ClassVar = {}
 
-    @pytest.mark.parametrize("dtype", ["float32", "float64"])
     @pytest.mark.parametrize("problem", PROBLEMS)
     @many
     @given(data=st.data(), seed=seeds)
