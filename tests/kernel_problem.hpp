@@ -40,7 +40,9 @@ inline Sizes draw_sizes(Random& random) {
     static const std::vector<i64> blocks{1, 1, 2, 2, 3, 4, 5, 6, 6, 70, 130};
     static const std::vector<i64> batches{0, 1, 2, 3, 4, 5, 6, 7, 7, 40, 40};
     for (;;) {
-        Sizes s{{'n', random.one_of(batches)}, {'v', random.below(6)}, {'w', random.below(6)},
+        // And, of input windows, around the bits of a word.
+        const i64 inputs = random.once_in(20) ? random.one_of({63, 64, 65, 130}) : random.below(6);
+        Sizes s{{'n', random.one_of(batches)}, {'v', inputs}, {'w', random.below(6)},
                 {'p', random.one_of(depths)}, {'q', random.one_of(columns)}};
         // There need be no block where there is no index.
         s['i'] = s['n'] * s['v'] == 0 && random.once_in(4) ? 0 : random.one_of(blocks);

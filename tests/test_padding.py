@@ -93,6 +93,15 @@ def test_a_batch_of_nothing_but_padding(mode, blocks):
     assert actual.tobytes() == arrays["o"].tobytes()
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("window", [63, 64, 65, 130])
+def test_windows_longer_than_the_bits_of_a_word(mode, window):
+    sizes = replace(SIZES, iWin=window)
+    arrays = Draw(sizes, SOME, "float32", padding_idx=-1).gemv()
+    actual = compiled(mode, "gemv", PADDED, "float32")(*arrays.values())
+    oracle.assert_within_bound(actual, oracle.gemv(**arrays, padding_idx=-1))
+
+
 @pytest.mark.parametrize("mode", ALL_MODES)
 def test_what_stands_at_padding_has_no_gradient(mode):
     """Whatever it is; nor has it a part in that of a bias, or of a scale."""

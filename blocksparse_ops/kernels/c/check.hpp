@@ -68,10 +68,11 @@ Fault first_out_of_range(const Array& index, i64 argument, i64 blocks) {
     return {};
 }
 
-// Writes the blocks that some values name, or no_block. Returns whether all are in range or padding.
+// Writes the blocks that some values name, or no_block. Returns whether all are in range, or are
+// padding.
 //
-// No value is an exception until all have been seen: so the compiler checks vectors of them at once.
-// For it, all conditions are masks of 64 bits.
+// No value is an exception until all have been seen: so the compiler checks vectors of them at
+// once. For it, all conditions are masks of 64 bits.
 template <class Index>
 bool count_from_start(const Index* __restrict values, i64 step, i64 count, i64 blocks,
                       const Padding& padding, i64* __restrict from_start) {

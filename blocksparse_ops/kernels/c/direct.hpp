@@ -11,7 +11,8 @@
 
 namespace blocksparse {
 
-// The rows of both windows, one row of the output after the other. If `padded`, places of them may be.
+// The rows of both windows, one row of the output after the other. If `padded`, places of these may
+// be.
 //
 // If `single`, each window has one place: loops over them take longer than small products do. So do
 // those over the vectors of a block, if one holds all columns: `whole`, below.

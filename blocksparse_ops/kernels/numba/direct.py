@@ -16,7 +16,7 @@ from blocksparse_ops.kernels.numba.check import count_from_start
 from blocksparse_ops.kernels.numba.choose import threads_for
 from blocksparse_ops.kernels.numba.compile import Unit, kernel
 from blocksparse_ops.kernels.numba.memory import allocate_tables, take
-from blocksparse_ops.kernels.numba.panel import constant, lanes_of, size_of
+from blocksparse_ops.kernels.numba.panel import ceil_div, constant, lanes_of, size_of
 from blocksparse_ops.kernels.numba.places import WORD_BITS
 from blocksparse_ops.kernels.numba.records import address_of_record
 from blocksparse_ops.kernels.numba.rows import (
@@ -86,6 +86,7 @@ def set_direct(p, blocks, left, right, left_index, right_index, scale, most_thre
     p.blocks, p.left, p.right, p.scale = blocks, left, right, scale
     p.is_padded = left_index.known.is_padded or right_index.known.is_padded
     inputs, outputs = left.shape[1], right.shape[1]
+    p.words = ceil_div(inputs, WORD_BITS) if p.is_padded else 0
     elements = blocks.shape[2] * blocks.shape[3]
     p.threads = threads_for(left.shape[0] * inputs * outputs, elements, most_threads)
     size = elements * size_of(p)
@@ -98,19 +99,13 @@ def set_direct(p, blocks, left, right, left_index, right_index, scale, most_thre
 
 
 @kernel
-def words_of_places(p):
-    """The words that have a bit for each place of an input window."""
-    return (p.left.shape[1] + WORD_BITS - 1) // WORD_BITS
-
-
-@kernel
 def take_direct(p, memory):
     """All tables of a call."""
     batch = p.left.shape[0]
     p.input = take(memory, batch * p.left.shape[1])
     p.output = take(memory, batch * p.right.shape[1])
     p.initial = take(memory, lanes_of(p))
-    p.places = take(memory, p.threads * words_of_places(p) if p.is_padded else 0)
+    p.places = take(memory, p.threads * p.words)
 
 
 @kernel

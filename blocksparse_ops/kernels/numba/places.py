@@ -8,11 +8,6 @@ from blocksparse_ops.kernels.numba.vector import WORD, WORD_BYTES, word
 WORD_BITS = 64
 
 
-def words_of(builder, inputs):
-    """The words that a window takes."""
-    return builder.udiv(builder.add(inputs, word(WORD_BITS - 1)), word(WORD_BITS))
-
-
 class Places:
     """Code that looks at the places of an input window that are not padded.
 

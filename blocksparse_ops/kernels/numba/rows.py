@@ -8,7 +8,7 @@ from numba.core.types import void
 from numba.extending import intrinsic
 
 from blocksparse_ops.kernels.numba.arrays import array_type
-from blocksparse_ops.kernels.numba.places import Places, is_block, words_of
+from blocksparse_ops.kernels.numba.places import Places, is_block
 from blocksparse_ops.kernels.numba.records import SCALAR, Record
 from blocksparse_ops.kernels.numba.sums import ColumnSums, RowSums, add_lanes, select_from
 from blocksparse_ops.kernels.numba.vector import (
@@ -26,11 +26,11 @@ YES = ir.Constant(ir.IntType(1), 1)
 
 # What all threads work on: the blocks, what stands at the input window and at the output window,
 # tables of the indices counted from the start, and whether these may be padded. `ahead` is a number
-# of rows, or 0; `initial` is the address of a vector of initial values, or 0; and `places` are each
-# thread's words for Places.
+# of rows, or 0; `initial` is the address of a vector of initial values, or 0; and `places` are
+# words for Places, so many for each thread.
 DIRECT = Record(
     "Direct",
-    "input output is_padded threads ahead initial places",
+    "input output is_padded threads ahead initial places words",
     blocks=array_type(4),
     left=array_type(3),
     right=array_type(3),
@@ -59,9 +59,9 @@ class Rows:
         self.inputs = word(1) if shape.single else self.left[1][1]
         self.outputs = word(1) if shape.single else self.right[1][1]
         self.padded = shape.padded
-        before = builder.mul(thread, words_of(builder, self.inputs))
-        words = self.code.offset(DIRECT.load(self.code, record, "places"), before, word(WORD_BYTES))
-        self.places = Places(self.code, self.inputs, words)
+        places, words = (DIRECT.load(self.code, record, field) for field in ("places", "words"))
+        own = self.code.offset(places, builder.mul(thread, words), word(WORD_BYTES))
+        self.places = Places(self.code, self.inputs, own)
 
     def write(self, first, last):
         """All of rows `first` to `last`."""
