@@ -1,7 +1,6 @@
 """The ops in MLX: importing this registers them."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -23,7 +22,12 @@ from blocksparse_ops.ops import SparseBlockGemv, SparseBlockOuter
 
 @mlx_funcify.register(SparseBlockGemv)
 def mlx_funcify_SparseBlockGemv(op: SparseBlockGemv, node: Apply, **kwargs: Any) -> Callable:
-    return with_sizes_checked(op, node, partial(gemv, padding=op.padding_idx))
+    def sparse_block_gemv(
+        o: mx.array, W: mx.array, h: mx.array, inputIdx: mx.array, outputIdx: mx.array
+    ) -> mx.array:
+        return gemv(o, W, h, inputIdx, outputIdx, padding=op.padding_idx)
+
+    return with_sizes_checked(op, node, sparse_block_gemv)
 
 
 @mlx_funcify.register(SparseBlockOuter)

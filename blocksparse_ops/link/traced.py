@@ -1,6 +1,7 @@
 """What the array libraries share: most trace a function, and cannot raise for a value in it."""
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any, NoReturn
 
 from pytensor.graph.basic import Apply, Constant
@@ -28,6 +29,7 @@ def with_sizes_checked(op: SparseBlockOp, node: Apply, function: Callable) -> Ca
             "with. Use one below 2**63, for instance the number of blocks, or mode NUMBA or CVM"
         )
 
+    @wraps(function)
     def checked(*arguments: Any) -> Any:
         # An alpha may be a number.
         signature.check_sizes([getattr(x, "shape", ()) for x in arguments])
