@@ -128,11 +128,13 @@ def call_loaded(node: Apply, name: str, inputs: list[str], outputs: str, fail: s
         f"&constants_{name}[{which}]" if is_constant else "nullptr"
         for which, is_constant in enumerate(node.op.constant_indices(node))
     ]
-    padding_idx = node.op.padding_idx
-    bits = f"static_cast<npy_int64>({(padding_idx or 0) % 2**64}ULL)"
-    padding = "nullptr" if padding_idx is None else "&padding_idx"
+    declaration, padding = "", "nullptr"
+    if node.op.padding_idx is not None:
+        bits = f"{node.op.padding_idx % 2**64}ULL"
+        declaration = f"const npy_int64 padding_idx = static_cast<npy_int64>({bits});"
+        padding = "&padding_idx"
     return f"""
-    const npy_int64 padding_idx = {bits};
+    {declaration}
     PyArrayObject* const arguments[] = {{{", ".join(inputs)}}};
     void* const constants[] = {{{", ".join(kept)}}};
     const auto kernel = reinterpret_cast<{CALL}>(loaded);
