@@ -43,14 +43,18 @@ BACKENDS = [
 
 def compiled(mode, op, openmp):
     build, *_ = BUILD[op]
-    inputs = list(symbols(arrays_of(op, "panels")).values())
+    inputs = list(symbols(drawn(op, "panels")).values())
     with pytensor.config.change_flags(openmp=openmp):
         return pytensor.function(inputs, build(*inputs), mode=mode, trust_input=True)
 
 
-def arrays_of(op, problem):
+def drawn(op, problem):
     _, draw, padding_idx = BUILD[op]
     return draw(Draw(PROBLEMS[problem], 0, "float32", padding_idx=padding_idx))
+
+
+def arrays_of(op, problem):
+    return drawn(op, problem).values()
 
 
 def run_in_child(function, arrays):
@@ -87,8 +91,11 @@ def report(mode):
     call = ("gemv", "panels")
     return {
         **counts,
-        "same": [bool((serial[call] == threaded[call]).all()) for call in calls],
-        "finite": [bool(np.isfinite(value).all()) for value in serial.values()],
+        "same": [serial[call].tobytes() == threaded[call].tobytes() for call in calls],
+        # What is padded is as it was drawn.
+        "finite": [
+            bool(np.isfinite(value).all()) for (op, _), value in serial.items() if op != "padded"
+        ],
         "side_by_side": all(
             (serial[call] == value).all()
             for value in run_side_by_side(on["gemv"], list(arrays_of(*call)))
