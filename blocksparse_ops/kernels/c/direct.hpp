@@ -25,7 +25,7 @@ class Window {
           places(inputs, words), examples_left(in.shape[0] - row / outputs) {
         const i64 n = row / outputs;
         w = row - n * outputs;
-        place_step = in.strides[1], in_step = in.strides[0];
+        in_step = in.strides[0];
         out_step = out.strides[1], next_out = out.strides[0] - (outputs - 1) * out_step;
         this->in = in.data + n * in_step;
         this->out = out.data + n * out.strides[0] + w * out_step;
@@ -35,23 +35,19 @@ class Window {
     }
 
     const i64 inputs, outputs;
-    char* out;          // place w of the output window
-    const i64* output;  // its block
+    char *in, *out;             // place 0 of the input window, place w of the output window
+    const i64 *input, *output;  // their blocks
 
     // Whether nothing is added at this row, or from it.
     bool is_padded() const { return padded && (*output == no_block || places.is_empty); }
 
-    // Calls use(row, block) for each place of the input window.
-    template <class Use>
-    __attribute__((always_inline)) void for_each_input(const Use& use) const {
-        const auto use_place = [&](i64 v) __attribute__((always_inline)) {
-            short_loop();
-            use(in + v * place_step, input[v]);
-        };
+    // The first place of the input window. Not a function of all of them: what it captured would be
+    // read anew for each.
+    auto first_input() const {
         if constexpr (padded)
-            places.for_each(use_place);
+            return places.first();
         else
-            for (i64 v = 0; v < inputs; ++v) use_place(v);
+            return AnyPlace(inputs);
     }
 
     void next() {
@@ -67,10 +63,7 @@ class Window {
 
    private:
     Places places;
-    i64 examples_left;
-    char* in;  // place 0 of the input window
-    const i64* input;
-    i64 w, place_step, in_step, out_step, next_out;
+    i64 examples_left, w, in_step, out_step, next_out;
 };
 
 // o[n, w] += sum_v h[n, v] @ W[inputIdx[n, v], outputIdx[n, w]]
@@ -150,7 +143,7 @@ class DirectGemv {
         constexpr i64 lanes = Sums::lanes;
         const Array &W = p.W, &h = p.h, &out = p.out;
         const i64 depth = p.depth, columns = whole ? lanes : p.columns;
-        const i64 left_step = h.strides[2], to_step = out.strides[2];
+        const i64 h_step = h.strides[1], left_step = h.strides[2], to_step = out.strides[2];
         const i64 i_step = W.strides[0], j_step = W.strides[1], column_step = W.strides[3];
         const char* const all_blocks = W.data;
         const char* const initial = starts ? reinterpret_cast<const char*>(start) : nullptr;
@@ -163,10 +156,12 @@ class DirectGemv {
             for (i64 first = 0; first < columns; first += lanes) {
                 const i64 q = std::min(first, columns - lanes);
                 Sums sums;
-                window.for_each_input([&](const char* left, i64 i) __attribute__((always_inline)) {
-                    const char* block = blocks + i * i_step;
-                    sums.accumulate(left, left_step, block + q * column_step, step, depth);
-                });
+                for (auto v = window.first_input(); v; v.next()) {
+                    short_loop();
+                    const char* block = blocks + window.input[*v] * i_step;
+                    sums.accumulate(window.in + *v * h_step, left_step, block + q * column_step,
+                                    step, depth);
+                }
                 add_lanes<T, lanes>(sums.total(), first - q, initial, window.out + q * to_step,
                                     to_step);
             }
@@ -246,7 +241,7 @@ class DirectOuter {
     template <int lanes, bool single, bool whole>
     __attribute__((noinline)) void add_blocks(const Sides& sides, const Share& blocks,
                                               std::uint64_t* words) const {
-        const i64 oBlocks = out.shape[1], rows = x.shape[0] * y.shape[1];
+        const i64 x_step = x.strides[1], oBlocks = out.shape[1], rows = x.shape[0] * y.shape[1];
         const bool has_all = blocks.last - blocks.first == out.shape[0] * oBlocks;
         const bool swaps = sides.row == 3;
         const Block<lanes, whole> block(out, sides, alpha);
@@ -256,12 +251,14 @@ class DirectOuter {
             ahead.prefetch_from(row);
             if (window.is_padded()) continue;
             const i64 j = *window.output;
-            window.for_each_input([&](const char* of_x, i64 i) __attribute__((always_inline)) {
-                const i64 number = i * oBlocks + j;
-                if (!has_all && (number < blocks.first || number >= blocks.last)) return;
+            for (auto v = window.first_input(); v; v.next()) {
+                short_loop();
+                const i64 i = window.input[*v], number = i * oBlocks + j;
+                if (!has_all && (number < blocks.first || number >= blocks.last)) continue;
                 char *to = out.data + i * out.strides[0] + j * out.strides[1];
-                swaps ? block.add(to, window.out, of_x) : block.add(to, of_x, window.out);
-            });
+                const char *of_x = window.in + *v * x_step, *of_y = window.out;
+                swaps ? block.add(to, of_y, of_x) : block.add(to, of_x, of_y);
+            }
         }
     }
 

@@ -31,19 +31,54 @@ class Places {
         is_empty = !any;
     }
 
-    // Calls use(v) for all places that are not padded, in order.
-    template <class Use>
-    __attribute__((always_inline)) void for_each(const Use& use) const {
-        for (i64 first = 0; first < inputs; first += bits)
-            for (std::uint64_t left = word[first / bits]; left; left &= left - 1)
-                use(first + __builtin_ctzll(left));
-    }
+    // A place that is not padded; they come in order.
+    class Place {
+       public:
+        Place(i64 inputs, const std::uint64_t* word)
+            : inputs(inputs), word(word), left(inputs ? *word : 0) {
+            skip_words();
+        }
+
+        explicit operator bool() const { return left; }
+        i64 operator*() const { return first + __builtin_ctzll(left); }
+
+        void next() {
+            left &= left - 1;
+            skip_words();
+        }
+
+       private:
+        const i64 inputs;
+        const std::uint64_t* word;
+        i64 first = 0;
+        std::uint64_t left;
+
+        void skip_words() {
+            while (!left && (first += bits) < inputs) left = *++word;
+        }
+    };
+
+    Place first() const { return {inputs, word}; }
 
     bool is_empty = true;  // whether the whole window is padded
 
    private:
     const i64 inputs;
     std::uint64_t* const word;
+};
+
+// A place of a window in which none is padded.
+class AnyPlace {
+   public:
+    explicit AnyPlace(i64 inputs) : inputs(inputs) {}
+
+    explicit operator bool() const { return v < inputs; }
+    i64 operator*() const { return v; }
+    void next() { ++v; }
+
+   private:
+    const i64 inputs;
+    i64 v = 0;
 };
 
 }  // namespace blocksparse
