@@ -84,42 +84,47 @@ def from_start(value, is_signed, blocks):
     return value if 0 <= value < blocks else -1
 
 
-def index_pass(stores):
-    """The function that goes over contiguous values in vectors: pass(start, count, ...).
-
-    It returns whether all are in range or padding and, if it `stores`, writes the blocks that they
-    name, counted from the start, or NO_BLOCK, to a table.
-    """
-
-    @intrinsic
-    def all_in_range(
-        typing_context, start, count, itemsize, is_signed, is_padded, padding, blocks, table
-    ):
-        def generate(context, builder, signature, values):
-            start, count, itemsize, *others = values
-            result = builder.alloca(ir.IntType(1))
-            code, done = Code(builder), builder.append_basic_block()
-            switch = builder.switch(itemsize, done)
-            for size in (1, 2, 4, 8):
-                case = builder.append_basic_block()
-                switch.add_case(word(size), case)
-                builder.position_at_end(case)
-                found = values_in_range(code, size, stores, start, count, *others)
-                builder.store(found, result)
-                builder.branch(done)
-            builder.position_at_end(done)
-            return builder.load(result)
-
-        return PASS_SIGNATURE, generate
-
-    return all_in_range
+# The functions that go over contiguous values in vectors: pass(start, count, ...). Each returns
+# whether all are in range; if it counts, it writes the blocks that they name, counted from the
+# start, to a table; and if they may be padded, padding is in range, and becomes NO_BLOCK.
+CHECKS, COUNTS, IF_PADDED = np.int64(0), np.int64(1), np.int64(2)
 
 
-# Of (start, count, itemsize, is_signed, is_padded, padding, blocks, table).
-PASS_SIGNATURE = boolean(int64, int64, int64, boolean, boolean, int64, int64, int64)
+@intrinsic(prefer_literal=True)
+def all_in_range(typing_context, which, start, count, itemsize, is_signed, padding, blocks, table):
+    stores, padded = (bool(which.literal_value & bit) for bit in (COUNTS, IF_PADDED))
+
+    def generate(context, builder, signature, values):
+        _, start, count, itemsize, *others = values
+        result = builder.alloca(ir.IntType(1))
+        code, done = Code(builder), builder.append_basic_block()
+        switch = builder.switch(itemsize, done)
+        for size in (1, 2, 4, 8):
+            case = builder.append_basic_block()
+            switch.add_case(word(size), case)
+            builder.position_at_end(case)
+            found = values_in_range(code, size, stores, padded, start, count, *others)
+            builder.store(found, result)
+            builder.branch(done)
+        builder.position_at_end(done)
+        return builder.load(result)
+
+    return boolean(which, *PASS_SIGNATURE.args), generate
 
 
-def values_in_range(code, size, stores, start, count, is_signed, is_padded, padding, blocks, table):
+def index_pass(which):
+    """One of them. What is enclosed is part of a key on the disk: a number."""
+
+    def pass_over_values(start, count, itemsize, is_signed, padding, blocks, table):
+        return all_in_range(which, start, count, itemsize, is_signed, padding, blocks, table)
+
+    return pass_over_values
+
+
+PASS_SIGNATURE = boolean(int64, int64, int64, boolean, int64, int64, int64)
+
+
+def values_in_range(code, size, stores, padded, start, count, is_signed, padding, blocks, table):
     """The code of a pass over values of so many bytes."""
     builder = code.builder
     wrap = builder.select(is_signed, blocks, word(0))
@@ -132,17 +137,17 @@ def values_in_range(code, size, stores, start, count, is_signed, is_padded, padd
             value = builder.select(
                 is_signed, builder.sext(value, words), builder.zext(value, words)
             )
-        flags = ir.VectorType(ir.IntType(1), lanes)
         is_padding = builder.icmp_signed("==", value, code.splat(padding, words))
-        is_padding = builder.and_(is_padding, code.splat(is_padded, flags))
         # An unsigned value of 2**63 or more is negative here, and out of range.
         is_negative = builder.icmp_signed("<", value, ir.Constant(words, None))
         from_end = builder.add(value, code.splat(wrap, words))
         value = builder.select(is_negative, from_end, value)
-        is_in_range = builder.icmp_unsigned("<", value, code.splat(blocks, words))
-        found = builder.and_(found, builder.or_(is_in_range, is_padding))
-        if stores:
+        is_right = builder.icmp_unsigned("<", value, code.splat(blocks, words))
+        if padded:
+            is_right = builder.or_(is_right, is_padding)
             value = builder.select(is_padding, ir.Constant(words, [int(NO_BLOCK)] * lanes), value)
+        found = builder.and_(found, is_right)
+        if stores:
             code.store(value, code.offset(table, k, word(WORD_BYTES)), align=WORD_BYTES)
         return [found]
 
@@ -163,21 +168,9 @@ def values_in_range(code, size, stores, start, count, is_signed, is_padded, padd
 # Values that are looked at together.
 PASS_LANES = 8
 
-all_in_range, count_in_range = index_pass(False), index_pass(True)
-
-
-def check_values(start, count, itemsize, is_signed, is_padded, padding, blocks, table):
-    return all_in_range(start, count, itemsize, is_signed, is_padded, padding, blocks, table)
-
-
-def count_values(start, count, itemsize, is_signed, is_padded, padding, blocks, table):
-    return count_in_range(start, count, itemsize, is_signed, is_padded, padding, blocks, table)
-
-
 # By themselves: in each caller they would take seconds to compile.
-PASS = Unit([check_values, count_values], lambda _: PASS_SIGNATURE)
+PASS = Unit([index_pass(which) for which in range(4)], lambda _: PASS_SIGNATURE)
 ready_pass, call_pass = PASS.ready, PASS.call
-CHECKS, COUNTS = np.int64(0), np.int64(1)
 
 
 @kernel
@@ -197,7 +190,9 @@ def pass_over(index, blocks, table, which):
     """Whether all values of an index, of which each row may be anywhere, are in range."""
     batch, window = index.shape
     step, size = index.strides[1], index.itemsize
-    about = size, index.is_signed, index.known.is_padded, index.known.padding, blocks
+    about = size, index.is_signed, index.known.padding, blocks
+    if index.known.is_padded:
+        which += IF_PADDED
     ready_pass(0, which)
     if is_contiguous(index):
         return call_pass(0, which, (index.data, batch * window, *about, table))
