@@ -1,0 +1,337 @@
+"""Products of gathered blocks, as they are written: which run as the op, which are left alone."""
+
+import numpy as np
+import pytensor
+import pytensor.tensor as pt
+import pytest
+from cases import MODES, array_modes, in_python
+from pytensor.compile.mode import Mode, get_mode
+from pytensor.graph.basic import Constant
+from pytensor.graph.traversal import graph_inputs
+from pytensor.tensor.blas import BatchedDot
+
+from blocksparse_ops import SparseBlockGemv, SparseBlockOuter
+from blocksparse_ops.zeros import BlockZeros
+
+BATCH, ROWS, COLUMNS = 6, 3, 4
+BLOCKS = {"one": (5,), "two": (5, 2)}
+
+FORMS = {
+    "matmul": lambda x, B: pt.matmul(x[:, None, :], B)[:, 0],
+    "batch of rows": lambda x, B: x[:, None, :] @ B,
+    "batch of columns": lambda x, B: B.transpose(0, 2, 1) @ x[:, :, None],
+    "einsum": lambda x, B: pt.einsum("np,npk->nk", x, B),
+    "einsum, blocks first": lambda x, B: pt.einsum("npk,np->nk", B, x),
+    "einsum, transposed": lambda x, B: pt.einsum("np,nkp->nk", x, B.transpose(0, 2, 1)),
+    "vecmat": lambda x, B: pt.vecmat(x, B),
+    "matvec": lambda x, B: pt.matvec(B.transpose(0, 2, 1), x),
+    "batched dot": lambda x, B: BatchedDot()(x[:, None, :], B),
+    "nonlinear": lambda x, B: pt.tanh(-(x[:, None, :] @ B)[:, 0] / x.shape[0]),
+}
+
+
+def problem(gather, is_static=False, dtype="float64", index_dtype="int64"):
+    """Arrays of rows, blocks and one or two indices, and a variable for each."""
+    rng = np.random.default_rng(0)
+    counts = BLOCKS[gather]
+    low = -1 if np.dtype(index_dtype).kind == "i" else 0
+    arrays = [
+        rng.normal(size=(BATCH, ROWS)).astype(dtype),
+        rng.normal(size=(*counts, ROWS, COLUMNS)).astype(dtype),
+        *(rng.integers(low * n, n, BATCH).astype(index_dtype) for n in counts),
+    ]
+    variables = [
+        pt.tensor(dtype=a.dtype, shape=a.shape if is_static else (None,) * a.ndim) for a in arrays
+    ]
+    return arrays, variables
+
+
+def product_and_gradients(compute, x, W, *indices):
+    y = compute(x, W[indices])
+    return [y, *pt.grad((y**2).sum(), [x, W])]
+
+
+def ops_of(function):
+    return [node.op for node in function.maker.fgraph.toposort()]
+
+
+def count(function):
+    """How many products, how many outers, and how many batches of matrices besides."""
+    ops = ops_of(function)
+    nodes = function.maker.fgraph.apply_nodes
+    matrices = [
+        x
+        for node in nodes
+        for x in node.outputs
+        if x.type.ndim == 3 and not any(x.type.broadcastable) and "Squeeze" not in str(node.op)
+    ]
+    return (
+        sum(isinstance(op, SparseBlockGemv) for op in ops),
+        sum(isinstance(op, SparseBlockOuter) for op in ops),
+        len(matrices),
+    )
+
+
+def compare(inputs, outputs, arrays, function):
+    """Against what PyTensor does without rewrites."""
+    plain = pytensor.function(inputs, outputs, mode="FAST_COMPILE")
+    for one, other in zip(function(*arrays), plain(*arrays), strict=True):
+        assert one.dtype == other.dtype
+        rtol = 1e-4 if one.dtype == "float32" else 1e-9
+        np.testing.assert_allclose(one, other, rtol=rtol, atol=rtol)
+
+
+@pytest.mark.parametrize("is_static", [False, True])
+@pytest.mark.parametrize("gather", BLOCKS)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("mode", MODES[1:])
+def test_forms_run_as_the_op(mode, form, gather, is_static):
+    arrays, inputs = problem(gather, is_static)
+    outputs = product_and_gradients(FORMS[form], *inputs)
+    function = pytensor.function(inputs, outputs, mode=in_python(mode))
+    assert count(function) == (2, 1, 0)
+    for old, new in zip(outputs, function.maker.fgraph.outputs, strict=True):
+        assert old.type.ndim == new.type.ndim
+    compare(inputs, outputs, arrays, function)
+
+
+@pytest.mark.parametrize("form", ["batch of rows", "einsum"])
+@pytest.mark.parametrize("mode", [*MODES[1:], *array_modes("JAX")])
+def test_compiled(mode, form):
+    arrays, inputs = problem("two", dtype="float32")
+    outputs = product_and_gradients(FORMS[form], *inputs)
+    function = pytensor.function(inputs, outputs, mode=mode)
+    assert count(function)[:2] == (2, 1)
+    compare(inputs, outputs, arrays, function)
+
+
+@pytest.mark.parametrize("index_dtype", ["int8", "uint64"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_dtypes(dtype, index_dtype):
+    arrays, inputs = problem("two", dtype=dtype, index_dtype=index_dtype)
+    outputs = product_and_gradients(FORMS["einsum"], *inputs)
+    function = pytensor.function(inputs, outputs, mode=in_python("NUMBA"))
+    assert count(function) == (2, 1, 0)
+    compare(inputs, outputs, arrays, function)
+
+
+TAKES = {
+    "take": lambda x, B, i: x[:, None, :] @ B.take(i, axis=0),
+    "take, wrapped": lambda x, B, i: x[:, None, :] @ B.take(i, axis=0, mode="wrap"),
+    "slices that take all": lambda x, B, i: x[:, None, :] @ B[i, :, :],
+    "of transposed blocks": lambda x, B, i: (
+        x[:, None, :] @ B.transpose(0, 2, 1)[i].transpose(0, 2, 1)
+    ),
+    "by a constant": lambda x, B, i: x[:, None, :] @ B[np.array([0, -1, 1, 1, 4, 2])],
+    "used twice": lambda x, B, i: (
+        FORMS["batch of rows"](x, B[i]) * FORMS["batch of rows"](-x, B[i])
+    ),
+}
+
+
+@pytest.mark.parametrize("take", TAKES)
+def test_gathers(take):
+    arrays, inputs = problem("one")
+    y = TAKES[take](*inputs)
+    outputs = [y, *pt.grad((y**2).sum(), inputs[:2])]
+    options = {"on_unused_input": "ignore"}
+    function = pytensor.function(inputs, outputs, mode=in_python("NUMBA"), **options)
+    plain = pytensor.function(inputs, outputs, mode="FAST_COMPILE", **options)
+    assert not any("Advanced" in str(op) for op in ops_of(function))
+    for one, other in zip(function(*arrays), plain(*arrays), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("is_static", [False, True])
+@pytest.mark.parametrize("gather", BLOCKS)
+@pytest.mark.parametrize("form", FORMS)
+def test_a_step_is_an_outer_in_place(form, gather, is_static):
+    (x_value, W_value, *indices), (x, _, *ij) = problem(gather, is_static)
+    W = pytensor.shared(W_value, shape=W_value.shape if is_static else None)
+    loss = ((FORMS[form](x, W[tuple(ij)]) - 1) ** 2).mean()
+    new = W - 0.1 * pt.grad(loss, W)
+    expected = pytensor.function([x, *ij], [loss, new], mode="FAST_COMPILE")(x_value, *indices)
+    function = pytensor.function([x, *ij], loss, updates=[(W, new)], mode=in_python("CVM"))
+    [outer] = [
+        node for node in function.maker.fgraph.toposort() if isinstance(node.op, SparseBlockOuter)
+    ]
+    assert outer.op.inplace
+    assert not (outer.inputs[0].owner and isinstance(outer.inputs[0].owner.op, BlockZeros))
+    assert count(function)[:2] == (1, 1)
+    np.testing.assert_allclose(function(x_value, *indices), expected[0], rtol=1e-9)
+    np.testing.assert_allclose(W.get_value(), expected[1], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("is_static", [False, True])
+def test_a_step_of_two_tables_makes_no_checks_but_its_own(is_static):
+    (x_value, W_value, index), (x, _, i) = problem("one", is_static)
+    tables = [
+        pytensor.shared(W_value + k, shape=W_value.shape if is_static else None) for k in range(2)
+    ]
+    y = sum(FORMS["batch of rows"](x + k, W[i]) for k, W in enumerate(tables))
+    loss = (y**2).sum()
+    updates = [(W, W - 0.1 * pt.grad(loss, W)) for W in tables]
+    expected = pytensor.function([x, i], [new for _, new in updates], mode="FAST_COMPILE")
+    values = expected(x_value, index)
+    function = pytensor.function([x, i], updates=updates, mode=in_python("CVM"))
+    assert count(function)[:2] == (2, 2)
+    function(x_value, index)
+    for W, value in zip(tables, values, strict=True):
+        np.testing.assert_allclose(W.get_value(), value, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("form", ["batch of rows", "einsum"])
+def test_a_step_clipped_by_its_norm(form):
+    (x_value, W_value, index), (x, _, i) = problem("one")
+    W = pytensor.shared(W_value)
+    gradient = pt.grad((FORMS[form](x, W[i]) ** 2).sum(), W)
+    norm = pt.sqrt((gradient**2).sum())
+    new = W - gradient * pt.minimum(1, 0.5 / norm)
+    expected = pytensor.function([x, i], new, mode="FAST_COMPILE")(x_value, index)
+    function = pytensor.function([x, i], updates=[(W, new)], mode=in_python("CVM"))
+    [outer] = [op for op in ops_of(function) if isinstance(op, SparseBlockOuter)]
+    assert outer.inplace
+    function(x_value, index)
+    np.testing.assert_allclose(W.get_value(), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_second_derivatives():
+    arrays, (x, W, i) = problem("one")
+    y = FORMS["batch of rows"](x, W[i])
+    direction = pt.grad(pt.tanh(y).sum(), W)
+    outputs = pt.grad((direction**3).sum(), [x, W])
+    function = pytensor.function([x, W, i], outputs, mode=in_python("CVM"))
+    compare([x, W, i], outputs, arrays, function)
+
+
+INDEX = pt.vector("i", dtype="int64")
+
+
+def inputs_of(*outputs):
+    return [v for v in graph_inputs(outputs) if not isinstance(v, Constant)]
+
+
+def of(*shape, dtype="float64"):
+    return pt.tensor(dtype=dtype, shape=shape)
+
+
+def rows(x, B):
+    return x[:, None, :] @ B
+
+
+NEAR_MISSES = {
+    "a mask": lambda x, B, W: rows(x, B[pt.vector(dtype="bool")]),
+    "a slice": lambda x, B, W: rows(x, B[INDEX, 1:]),
+    "a slice of blocks": lambda x, B, W: rows(x, W[INDEX, 1:][:, 0]),
+    "a number": lambda x, B, W: rows(x, W[INDEX, 1]),
+    "blocks along another axis": lambda x, B, W: rows(x, B[:, INDEX].transpose(1, 0, 2)),
+    "another use of the blocks": lambda x, B, W: rows(x, B[INDEX]) + (B[INDEX] ** 2).sum(),
+    "a product with matrices": lambda x, B, W: of(None, None, None) @ B[INDEX],
+    "one row for all": lambda x, B, W: x[0] @ B[INDEX],
+    "one row for all, in a batch": lambda x, B, W: rows(of(1, None), B[INDEX]),
+    "one block for all": lambda x, B, W: rows(x, B[of(1, dtype="int64")]),
+    "one index for all": lambda x, B, W: rows(x, W[of(1, dtype="int64"), INDEX]),
+    "all rows for each": lambda x, B, W: x @ B[INDEX],
+    "an index of two axes": lambda x, B, W: of(None, None, 1, None) @ B[pt.matrix(dtype="int64")],
+    "integers": lambda x, B, W: rows(x.astype("int64"), B.astype("int64")[INDEX]),
+    "complex numbers": lambda x, B, W: rows(
+        of(None, None, dtype="complex128"), of(None, None, None, dtype="complex128")[INDEX]
+    ),
+    "dtypes of two kinds": lambda x, B, W: rows(x.astype("float32"), B[INDEX]),
+    "products that are summed": lambda x, B, W: (x[:, :, None] * B[INDEX]).sum(1),
+    "an einsum of a mask": lambda x, B, W: pt.einsum("np,npk->nk", x, B[pt.vector(dtype="bool")]),
+    "no product": lambda x, B, W: B[INDEX] * 2,
+}
+
+
+@pytest.mark.parametrize("mode", MODES[1:])
+@pytest.mark.parametrize("name", NEAR_MISSES)
+def test_near_misses_are_left_alone(name, mode):
+    """In the graph of the gradient, too."""
+    x, B, W = of(None, None), of(None, None, None), of(None, None, None, None)
+    y = NEAR_MISSES[name](x, B, W)
+    inputs = inputs_of(y)
+    wrt = [v for v in inputs if v.dtype == y.dtype == "float64"]
+    gradients = pt.grad((y**2).sum(), wrt) if wrt else []
+    function = pytensor.function(inputs, [y, *gradients], mode=in_python(mode))
+    assert count(function)[:2] == (0, 0)
+
+
+@pytest.mark.parametrize("gather", BLOCKS)
+def test_writes_that_are_no_gradient_are_left_alone(gather):
+    _, (x, W, *ij) = problem(gather)
+    outers = x[:, :, None] * of(None, 1, COLUMNS)
+    outputs = [
+        W[tuple(ij)].inc(outers),
+        pt.zeros_like(W)[tuple(ij)].set(outers + 1),
+        pt.zeros_like(W)[tuple(ij)].set(outers),
+    ]
+    function = pytensor.function(inputs_of(*outputs), outputs, mode=in_python("CVM"))
+    assert count(function)[:2] == (0, 0)
+
+
+@pytest.mark.parametrize("mode", MODES[1:])
+def test_excluded(mode):
+    _, inputs = problem("one")
+    outputs = product_and_gradients(FORMS["batch of rows"], *inputs)
+    for name in ("local_gathered_product", "blocksparse"):
+        excluded = Mode("py", get_mode(mode).excluding(name).optimizer)
+        function = pytensor.function(inputs, outputs, mode=excluded)
+        assert count(function)[:2] == (0, 0)
+
+
+@pytest.mark.parametrize("gather", BLOCKS)
+@pytest.mark.parametrize("mode", ["CVM", "NUMBA"])
+def test_an_index_out_of_range_is_an_index_error(mode, gather):
+    arrays, inputs = problem(gather)
+    outputs = product_and_gradients(FORMS["batch of rows"], *inputs)
+    function = pytensor.function(inputs, outputs, mode=in_python(mode))
+    for value in (-6, 5):
+        arrays[2][-1] = value
+        with pytest.raises(IndexError, match=rf"{value}"):
+            function(*arrays)
+
+
+def test_a_constant_index_out_of_range_is_an_index_error():
+    arrays, (x, B, _) = problem("one", is_static=True)
+    y = FORMS["batch of rows"](x, B[np.array([0, 2, 1, 5, 3, 4])])
+    function = pytensor.function([x, B], y, mode=in_python("CVM"))
+    with pytest.raises(IndexError):
+        function(*arrays[:2])
+
+
+@pytest.mark.parametrize("form", ["batch of rows", "batch of columns", "einsum", "vecmat"])
+def test_sizes_that_disagree_are_an_error(form):
+    """Of an example too many, and of one, which nothing repeats."""
+    (x, B, i), inputs = problem("one")
+    outputs = product_and_gradients(FORMS[form], *inputs)
+    function = pytensor.function(inputs, outputs, mode=in_python("CVM"))
+    assert count(function) == (2, 1, 0)
+    for rows, index in ((x[1:], i), (x, i[1:]), (x[:1], i), (x, i[:1]), (x[:, 1:], i)):
+        with pytest.raises(ValueError, match="nothing is broadcast"):
+            function(rows, B, index)
+
+
+def test_no_examples():
+    arrays, inputs = problem("one")
+    outputs = product_and_gradients(FORMS["einsum"], *inputs)
+    function = pytensor.function(inputs, outputs, mode=in_python("CVM"))
+    x, B, i = arrays
+    value, *gradients = function(x[:0], B, i[:0])
+    assert value.shape == (0, COLUMNS)
+    assert [g.shape for g in gradients] == [(0, ROWS), B.shape]
+    assert not gradients[1].any()
+
+
+def test_in_a_scan():
+    (x, B, i), (rows, blocks, _) = problem("one")
+    indices = pt.matrix(dtype="int64")
+    products = pytensor.scan(
+        lambda k: FORMS["matmul"](rows, blocks[k]), sequences=[indices], return_updates=False
+    )
+    function = pytensor.function([rows, blocks, indices], products, mode=in_python("CVM"))
+    [loop] = [op for op in ops_of(function) if hasattr(op, "fgraph")]
+    assert any(isinstance(node.op, SparseBlockGemv) for node in loop.fgraph.apply_nodes)
+    steps = np.stack([i, i[::-1]])
+    expected = [(x[:, None] @ B[step])[:, 0] for step in steps]
+    np.testing.assert_allclose(function(x, B, steps), expected, rtol=1e-9)
