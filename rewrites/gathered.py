@@ -21,7 +21,7 @@ from pytensor.graph.rewriting.basic import copy_stack_trace, dfs_rewriter, node_
 from pytensor.tensor.blockwise import Blockwise
 from pytensor.tensor.einsum import Einsum
 from pytensor.tensor.elemwise import DimShuffle
-from pytensor.tensor.math import Dot, true_div
+from pytensor.tensor.math import Dot, neg, true_div
 from pytensor.tensor.rewriting.ofg import inline_ofg_node
 from pytensor.tensor.type import int_dtypes, uint_dtypes
 from pytensor.tensor.variable import TensorVariable
@@ -29,7 +29,7 @@ from pytensor.tensor.variable import TensorVariable
 from blocksparse_ops.ops import sparse_block_gemv, sparse_block_outer
 from blocksparse_ops.rewrites.bias import GATHERS
 from blocksparse_ops.rewrites.linear import minus_one, product, sizes_of
-from blocksparse_ops.rewrites.match import is_elementwise, register, sole_client
+from blocksparse_ops.rewrites.match import is_elementwise, like, register, sole_client
 from blocksparse_ops.zeros import BlockFull, full, is_zeros, zeros
 
 # PyTensor 3.0 has a class of its own for what a vector indexes.
@@ -215,26 +215,27 @@ def computed(
 
 @node_rewriter(WRITES)
 def local_gathered_gradient(fgraph: FunctionGraph, node: Apply) -> list[Variable] | None:
-    """zeros[i, j].inc(column * row) -> outer(zeros, column, row, i, j)
+    """zeros[i, j].inc(column * row + ...) -> outer(... outer(zeros, column, row, i, j) ..., i, j)
 
-    Where these blocks are not gathered, too: what else they are for stays as it is, gradient and
-    all. Each time a write into gathered blocks less.
+    Unless these blocks are gathered: what else they are for stays as it is, gradient and all. Each
+    time a write into gathered blocks less.
     """
     base, outers, *indices = node.inputs
     if not adds_to_zeros(node) or sole_client(fgraph, outers) is not node:
         return None
     if any(gathers_like(client, node) for client, _ in fgraph.clients[indices[0]]):
         return None
-    vectors = vectors_of(outers)
-    if vectors is None or not all(fits(x, outers, indices[0], base) for x in vectors):
+    terms = terms_of(outers)
+    if terms is None or not all(fits(x, outers, indices[0], base) for x in chain(*terms)):
         return None
-    o = zeros((1,) * (4 - base.type.ndim) + tuple(sizes_of(fgraph, base)), base.dtype)
-    x, y = vectors
+    result = zeros((1,) * (4 - base.type.ndim) + tuple(sizes_of(fgraph, base)), base.dtype)
+    block_indices = both_indices(fgraph, indices)
     try:
-        result = sparse_block_outer(o, x, y, *both_indices(fgraph, indices))
+        for x, y in terms:
+            result = sparse_block_outer(result, x, y, *block_indices)
+            copy_stack_trace(node.outputs[0], result)
     except (IndexError, ValueError):  # of sizes or constants: raised when the graph runs
         return None
-    copy_stack_trace(node.outputs[0], result)
     if base.type.ndim == 3:
         result = result.dimshuffle(1, 2, 3)
         copy_stack_trace(node.outputs[0], result)
@@ -264,23 +265,30 @@ def fits(
     return len(are_single) == 1 and x.type.dtype == outers.type.dtype == base.type.dtype
 
 
-def vectors_of(outers: TensorVariable) -> tuple[TensorVariable, TensorVariable] | None:
-    """The arrays (batch, 1, iSize) and (batch, 1, oSize) of whose rows these are outer products."""
+def terms_of(outers: TensorVariable) -> list[tuple[TensorVariable, TensorVariable]] | None:
+    """The arrays (batch, 1, iSize) and (batch, 1, oSize) whose outer products are summed."""
     node = outers.owner
     if node is None or outers.type.ndim != 3:
         return None
     if exchanges_last_two(node.op):
-        vectors = vectors_of(node.inputs[0])
-        return None if vectors is None else vectors[::-1]
+        terms = terms_of(node.inputs[0])
+        return None if terms is None else [(y, x) for x, y in terms]
+    if is_elementwise(node, ps.Add, ps.Sub):
+        parts = [terms for x in node.inputs if like(x, outers) and (terms := terms_of(x))]
+        if len(parts) < len(node.inputs):
+            return None
+        if is_elementwise(node, ps.Sub):
+            parts[1] = [(x, neg(y)) for x, y in parts[1]]
+        return list(chain(*parts))
     if is_batched_dot(node):
         column, row = node.inputs
         is_outer = column.type.broadcastable[2] and row.type.broadcastable[1]
-        return (column.transpose(0, 2, 1), row) if is_outer else None
+        return [(column.transpose(0, 2, 1), row)] if is_outer else None
     numerators, divisors = factors_of(outers)
     columns, rows = zip(*(split(factors) for factors in (numerators, divisors)), strict=True)
     if not all(x.type.broadcastable[2] for x in chain(*columns)) or not (columns[0] and rows[0]):
         return None
-    return quotient(*columns).transpose(0, 2, 1), quotient(*rows)
+    return [(quotient(*columns).transpose(0, 2, 1), quotient(*rows))]
 
 
 def factors_of(x: TensorVariable) -> tuple[list[TensorVariable], list[TensorVariable]]:
