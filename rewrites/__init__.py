@@ -5,7 +5,8 @@
 2. ``local_gathered_einsum`` (`gathered`), at 0.9: an einsum of blocks that are gathered, and its
    gradient, are the products that they are made of. Before 1, where PyTensor brings products,
    however they were written, into one form; it does the same, but at 2, where that has passed,
-   and not to gradients.
+   and not to gradients. This and the next two on CPUs alone: the array libraries make of the ops
+   what they make of a gather and a product.
 3. ``local_gathered_product`` (`gathered`), at 1.52: a product of rows with gathered blocks is the
    op. After 1, where the forms of it have become one; before 1.7 and 2, where PyTensor gives
    products and gathers others; and before what follows here, which then sees a product of ours.

@@ -29,7 +29,13 @@ from pytensor.tensor.variable import TensorVariable
 from blocksparse_ops.ops import sparse_block_gemv, sparse_block_outer
 from blocksparse_ops.rewrites.bias import GATHERS
 from blocksparse_ops.rewrites.linear import minus_one, product, sizes_of
-from blocksparse_ops.rewrites.match import is_elementwise, like, register, sole_client
+from blocksparse_ops.rewrites.match import (
+    is_elementwise,
+    like,
+    register,
+    same_shape,
+    sole_client,
+)
 from blocksparse_ops.zeros import BlockFull, full, is_zeros, zeros
 
 # PyTensor 3.0 has a class of its own for what a vector indexes.
@@ -99,7 +105,9 @@ def local_gathered_product(fgraph: FunctionGraph, node: Apply) -> dict[Variable,
     For all products with the gathered blocks, if nothing else uses these: each time a gather less
     is used.
     """
-    products = products_with(fgraph, node.outputs[0]) if indexes_blocks(node) else None
+    if not indexes_blocks(node) or not are_of_one_length(fgraph, indices_of(node)):
+        return None
+    products = products_with(fgraph, node.outputs[0])
     if not products:
         return None
     W, *indices = node.inputs
@@ -127,6 +135,12 @@ def indexes_blocks(node: Apply) -> bool:
         and all(x.type.ndim == 1 and x.type.dtype in (*int_dtypes, *uint_dtypes) for x in indices)
         and len({x.type.broadcastable for x in indices}) == 1
     )
+
+
+def are_of_one_length(fgraph: FunctionGraph, indices: Sequence[TensorVariable]) -> bool:
+    """Whether no index may be repeated for the other."""
+    first, *others = indices
+    return all(same_shape(fgraph, first, other, 0, 0) for other in others)
 
 
 def indices_of(node: Apply) -> list[TensorVariable]:
@@ -222,6 +236,8 @@ def local_gathered_gradient(fgraph: FunctionGraph, node: Apply) -> list[Variable
     """
     base, outers, *indices = node.inputs
     if not adds_to_zeros(node) or sole_client(fgraph, outers) is not node:
+        return None
+    if not are_of_one_length(fgraph, indices):
         return None
     if any(gathers_like(client, node) for client, _ in fgraph.clients[indices[0]]):
         return None
@@ -322,15 +338,17 @@ def quotient(
     return true_div(above, product(divisors)) if divisors else above
 
 
+# All three on CPUs alone: array libraries make of a gather and a product what they make of the ops.
 # Before 1, where PyTensor brings products into one form, however they were written.
 if local_gathered_einsum.__name__ not in optdb.__db__:
     optdb.register(
         local_gathered_einsum.__name__,
         dfs_rewriter(local_gathered_einsum),
         "fast_run",
+        "inplace",
         "blocksparse",
         position=0.9,
     )
 # Before what looks at the results: norms of gradients from 1.54 on, biases and steps.
-register(local_gathered_product, position=1.52)
-register(local_gathered_gradient, position=1.53)
+register(local_gathered_product, "inplace", position=1.52)
+register(local_gathered_gradient, "inplace", position=1.53)

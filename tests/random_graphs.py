@@ -121,6 +121,18 @@ class RandomGraph:
             lambda: sparse_block_dot(W, h, i, bias, j, padding_idx),
             lambda: gemv(o, W, h, i, j),
             lambda: gemv(pt.zeros_like(o), W, h, i, j) + o * 2 + 1,
+            lambda: self.gathered(W, h, i, j) if self.sizes.iWin else gemv(o, W, h, i, j),
+        )()
+
+    def gathered(self, W, h, i, j):
+        """What one writes by hand for a product with one block an example."""
+        row, one, other = h[:, 0], i[:, 0], j[:, 0]
+        blocks = self.choose(lambda: W[one, other], lambda: W[0][other])()
+        return self.choose(
+            lambda: row[:, None] @ blocks,
+            lambda: pt.einsum("np,npq->nq", row, blocks)[:, None],
+            lambda: (blocks.transpose(0, 2, 1) @ row[:, :, None]).transpose(0, 2, 1),
+            lambda: pt.matmul(row[:, None], blocks * 2),
         )()
 
     def loss(self, W):

@@ -40,8 +40,11 @@ def problem(gather, is_static=False, dtype="float64", index_dtype="int64"):
         rng.normal(size=(*counts, ROWS, COLUMNS)).astype(dtype),
         *(rng.integers(low * n, n, BATCH).astype(index_dtype) for n in counts),
     ]
+    # Of two indices it must be known that neither is repeated for the other.
+    known = range(len(arrays)) if is_static else range(2, len(arrays)) if gather == "two" else ()
     variables = [
-        pt.tensor(dtype=a.dtype, shape=a.shape if is_static else (None,) * a.ndim) for a in arrays
+        pt.tensor(dtype=a.dtype, shape=a.shape if k in known else (None,) * a.ndim)
+        for k, a in enumerate(arrays)
     ]
     return arrays, variables
 
@@ -100,7 +103,7 @@ def test_compiled(mode, form):
     arrays, inputs = problem("two", dtype="float32")
     outputs = product_and_gradients(FORMS[form], *inputs)
     function = pytensor.function(inputs, outputs, mode=mode)
-    assert count(function)[:2] == (2, 1)
+    assert count(function)[:2] == ((0, 0) if mode == "JAX" else (2, 1))
     compare(inputs, outputs, arrays, function)
 
 
@@ -230,6 +233,9 @@ NEAR_MISSES = {
     "one row for all, in a batch": lambda x, B, W: rows(of(1, None), B[INDEX]),
     "one block for all": lambda x, B, W: rows(x, B[of(1, dtype="int64")]),
     "one index for all": lambda x, B, W: rows(x, W[of(1, dtype="int64"), INDEX]),
+    "two indices of lengths that may differ": lambda x, B, W: rows(
+        x, W[pt.vector(dtype="int64"), INDEX]
+    ),
     "all rows for each": lambda x, B, W: x @ B[INDEX],
     "an index of two axes": lambda x, B, W: of(None, None, 1, None) @ B[pt.matrix(dtype="int64")],
     "integers": lambda x, B, W: rows(x.astype("int64"), B.astype("int64")[INDEX]),
