@@ -301,10 +301,14 @@ def compare(seed):
     with pytensor.config.change_flags(cxx="", on_opt_error="raise"):
         expected = run(graph, updates, outputs, AS_IT_STANDS)
         actual = run(graph, updates, outputs, REWRITTEN)
+        if isinstance(actual, Exception):
+            others = run(graph, updates, outputs, REWRITTEN.excluding("blocksparse"))
     if isinstance(expected, Exception):
         # PyTensor takes away zeros that are added, of whatever shape.
         return
     if isinstance(actual, Exception):
+        if isinstance(others, Exception):  # PyTensor's own rewrites fail
+            return
         raise AssertionError("an error after rewriting alone") from actual
     dtypes = {x.dtype for x in ancestors([*updates.values(), *outputs]) if hasattr(x, "dtype")}
     eps = np.finfo("float32" if "float32" in dtypes else "float64").eps
