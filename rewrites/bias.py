@@ -11,6 +11,7 @@ from pytensor.tensor.variable import TensorVariable
 
 from blocksparse_ops.ops import SparseBlockGemv
 from blocksparse_ops.rewrites.match import (
+    classes_in,
     is_elementwise,
     like,
     register,
@@ -21,11 +22,7 @@ from blocksparse_ops.rewrites.match import (
 from blocksparse_ops.zeros import is_zeros
 
 # PyTensor 3.0 has a class of its own for a gather by a vector.
-GATHERS = tuple(
-    getattr(subtensor, name)
-    for name in ("AdvancedSubtensor", "AdvancedSubtensor1")
-    if isinstance(getattr(subtensor, name, None), type)
-)
+GATHERS = classes_in(subtensor, "AdvancedSubtensor", "AdvancedSubtensor1")
 
 
 @node_rewriter([SparseBlockGemv])

@@ -12,12 +12,11 @@ from typing import NamedTuple
 import pytensor.tensor.blas as blas
 import pytensor.tensor.subtensor as subtensor
 from pytensor import scalar as ps
-from pytensor.compile import optdb
 from pytensor.compile.builders import OpFromGraph
 from pytensor.graph.basic import Apply, Variable
 from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.op import Op
-from pytensor.graph.rewriting.basic import copy_stack_trace, dfs_rewriter, node_rewriter
+from pytensor.graph.rewriting.basic import copy_stack_trace, node_rewriter
 from pytensor.tensor.blockwise import Blockwise
 from pytensor.tensor.einsum import Einsum
 from pytensor.tensor.elemwise import DimShuffle
@@ -30,22 +29,20 @@ from blocksparse_ops.ops import sparse_block_gemv, sparse_block_outer
 from blocksparse_ops.rewrites.bias import GATHERS
 from blocksparse_ops.rewrites.linear import minus_one, product, sizes_of
 from blocksparse_ops.rewrites.match import (
+    classes_in,
     is_elementwise,
     like,
     register,
+    register_pass,
     same_shape,
     sole_client,
 )
 from blocksparse_ops.zeros import BlockFull, full, is_zeros, zeros
 
 # PyTensor 3.0 has a class of its own for what a vector indexes.
-WRITES = tuple(
-    getattr(subtensor, name)
-    for name in ("AdvancedIncSubtensor", "AdvancedIncSubtensor1")
-    if isinstance(getattr(subtensor, name, None), type)
-)
+WRITES = classes_in(subtensor, "AdvancedIncSubtensor", "AdvancedIncSubtensor1")
 # PyTensor means to remove it.
-BATCHED_DOTS: tuple[type, ...] = (blas.BatchedDot,) if hasattr(blas, "BatchedDot") else ()
+BATCHED_DOTS = classes_in(blas, "BatchedDot")
 
 
 class Blocks(NamedTuple):
@@ -340,15 +337,7 @@ def quotient(
 
 # All three on CPUs alone: array libraries make of a gather and a product what they make of the ops.
 # Before 1, where PyTensor brings products into one form, however they were written.
-if local_gathered_einsum.__name__ not in optdb.__db__:
-    optdb.register(
-        local_gathered_einsum.__name__,
-        dfs_rewriter(local_gathered_einsum),
-        "fast_run",
-        "inplace",
-        "blocksparse",
-        position=0.9,
-    )
+register_pass(local_gathered_einsum, "inplace", position=0.9)
 # Before what looks at the results: norms of gradients from 1.54 on, biases and steps.
 register(local_gathered_product, "inplace", position=1.52)
 register(local_gathered_gradient, "inplace", position=1.53)

@@ -1,9 +1,8 @@
 """The ops in place, where their first argument may be destroyed."""
 
-from pytensor.compile import optdb
 from pytensor.graph.basic import Apply, Variable
 from pytensor.graph.fg import FunctionGraph
-from pytensor.graph.rewriting.basic import copy_stack_trace, dfs_rewriter, node_rewriter
+from pytensor.graph.rewriting.basic import copy_stack_trace, node_rewriter
 from pytensor.tensor.basic import cast
 from pytensor.tensor.elemwise import DimShuffle
 from pytensor.tensor.shape import Reshape, SpecifyShape
@@ -12,7 +11,7 @@ from pytensor.tensor.subtensor import IncSubtensor
 from blocksparse_ops.ops import SparseBlockGemv, SparseBlockOuter
 from blocksparse_ops.part import SparseBlockOuterInPart
 from blocksparse_ops.rewrites.linear import step_key
-from blocksparse_ops.rewrites.match import sole_client
+from blocksparse_ops.rewrites.match import register_pass, sole_client
 
 
 def inplace_twin(node: Apply) -> list[Variable] | None:
@@ -116,11 +115,6 @@ def are_inverse(ups: list[Apply], downs: list[Apply]) -> bool:
 
 
 # The first before 50.1, where PyTensor writes into parts in place.
-for rewriter, position in (
-    (local_inplace_sparse_block_outer_in_part, 50.05),
-    (local_inplace_sparse_block_gemv, 50.2),
-    (local_inplace_sparse_block_outer, 50.2),
-):
-    name, tags = rewriter.__name__, ("fast_run", "inplace", "blocksparse")
-    if name not in optdb.__db__:
-        optdb.register(name, dfs_rewriter(rewriter), *tags, position=position)
+register_pass(local_inplace_sparse_block_outer_in_part, "inplace", position=50.05)
+register_pass(local_inplace_sparse_block_gemv, "inplace", position=50.2)
+register_pass(local_inplace_sparse_block_outer, "inplace", position=50.2)

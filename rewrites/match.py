@@ -1,16 +1,29 @@
 """What the merging rewrites share: queries of a graph, and their place in PyTensor's pipeline."""
 
 from collections.abc import Iterable
+from types import ModuleType
+from typing import Any
 
 from pytensor import config
 from pytensor.compile import optdb
 from pytensor.graph.basic import Apply, Variable
 from pytensor.graph.fg import FunctionGraph
-from pytensor.graph.rewriting.basic import EquilibriumGraphRewriter, NodeRewriter
+from pytensor.graph.rewriting.basic import (
+    EquilibriumGraphRewriter,
+    GraphRewriter,
+    NodeRewriter,
+    dfs_rewriter,
+)
 from pytensor.tensor.basic import Alloc
 from pytensor.tensor.elemwise import Elemwise
 from pytensor.tensor.shape import specify_shape
 from pytensor.tensor.variable import TensorVariable
+
+
+def classes_in(module: ModuleType, *names: str) -> tuple[type, ...]:
+    """Those of these classes that this version of PyTensor has."""
+    found = (getattr(module, name, None) for name in names)
+    return tuple(x for x in found if isinstance(x, type))
 
 
 def sole_client(fgraph: FunctionGraph, variable: Variable) -> Apply | None:
@@ -64,9 +77,20 @@ def specified_like(
 
 def register(rewriter: NodeRewriter, *tags: str, position: float = 1.55) -> None:
     """Run a rewriter to a fixpoint, after 1.51, where zeros are allocations, and before 1.6."""
-    name = rewriter.__name__
+    fixpoint = EquilibriumGraphRewriter(
+        [rewriter], max_use_ratio=config.optdb__max_use_ratio, ignore_newtrees=False
+    )
+    tags = ("fast_run", "blocksparse", *tags)
+    register_once(rewriter.__name__, fixpoint, *tags, position=position)
+
+
+def register_pass(rewriter: NodeRewriter, *tags: str, position: float, **options: Any) -> None:
+    """Run a rewriter over a graph once."""
+    tags = ("fast_run", "blocksparse", *tags)
+    register_once(rewriter.__name__, dfs_rewriter(rewriter, **options), *tags, position=position)
+
+
+def register_once(name: str, rewriter: GraphRewriter, *tags: str, position: float) -> None:
+    """Put a rewriter into PyTensor's pipeline, unless a second import would put it there again."""
     if name not in optdb.__db__:
-        fixpoint = EquilibriumGraphRewriter(
-            [rewriter], max_use_ratio=config.optdb__max_use_ratio, ignore_newtrees=False
-        )
-        optdb.register(name, fixpoint, "fast_run", "blocksparse", *tags, position=position)
+        optdb.register(name, rewriter, *tags, position=position)

@@ -8,7 +8,6 @@ the first may be written when the second raises.
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from pytensor.compile import optdb
 from pytensor.compile.ops import deep_copy_op
 from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.graph.basic import Apply, Variable, equal_computations
@@ -27,7 +26,7 @@ from blocksparse_ops.base import SparseBlockOp
 from blocksparse_ops.bias import CheckedColumns
 from blocksparse_ops.ops import SparseBlockGemv, SparseBlockOuter
 from blocksparse_ops.part import SparseBlockOuterInPart
-from blocksparse_ops.rewrites.match import like, same_shape
+from blocksparse_ops.rewrites.match import like, register_once, same_shape
 
 OUTERS = SparseBlockOuter, SparseBlockOuterInPart
 
@@ -251,7 +250,5 @@ def check_before(fgraph: FunctionGraph, outer: Apply, arguments: tuple[Any, ...]
 
 
 # After what works in place, and before 100, where PyTensor fuses elementwise ops with others.
-name = "block_sparse_raise_first"
-if name not in optdb.__db__:
-    tags = ("fast_run", "inplace", "blocksparse")
-    optdb.register(name, BlockSparseRaiseFirst(), *tags, position=99.9)
+tags = ("fast_run", "inplace", "blocksparse")
+register_once("block_sparse_raise_first", BlockSparseRaiseFirst(), *tags, position=99.9)

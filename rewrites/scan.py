@@ -8,11 +8,10 @@ keeps two states of the sum, so that each step copies it whole.
 from collections.abc import Iterable
 from dataclasses import replace
 
-from pytensor.compile import optdb
 from pytensor.graph.basic import Apply, Constant, Variable
 from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.replace import clone_replace
-from pytensor.graph.rewriting.basic import copy_stack_trace, dfs_rewriter, node_rewriter
+from pytensor.graph.rewriting.basic import copy_stack_trace, node_rewriter
 from pytensor.graph.traversal import ancestors
 from pytensor.scan.op import Scan
 from pytensor.scan.rewriting.trace import scan_sit_sot_to_untraced
@@ -20,6 +19,7 @@ from pytensor.tensor.basic import expand_dims
 from pytensor.tensor.subtensor import Subtensor, get_idx_list
 
 from blocksparse_ops.ops import SparseBlockOuter
+from blocksparse_ops.rewrites.match import register_pass
 from blocksparse_ops.zeros import BlockZeros
 
 
@@ -122,16 +122,5 @@ def inner_graph(op: Scan) -> tuple[list[Variable], list[Variable]]:
 
 # The zeros as soon as they have been pushed out, at 0.05. The states after PyTensor has decided
 # how many to keep, at 1.612.
-for rewriter, position in (
-    (local_scan_sparse_block_outer_zeros, 0.06),
-    (local_scan_sparse_block_outer_state, 1.615),
-):
-    name = rewriter.__name__
-    if name not in optdb.__db__:
-        optdb.register(
-            name,
-            dfs_rewriter(rewriter, ignore_newtrees=True),
-            "fast_run",
-            "blocksparse",
-            position=position,
-        )
+register_pass(local_scan_sparse_block_outer_zeros, position=0.06, ignore_newtrees=True)
+register_pass(local_scan_sparse_block_outer_state, position=1.615, ignore_newtrees=True)

@@ -4,13 +4,13 @@ PyTensor computes ``x.shape[k]`` from the sizes of what `x` is made of. In JAX a
 computed is traced, and no size of an array may be.
 """
 
-from pytensor.compile import optdb
 from pytensor.graph.basic import Apply, Constant, Variable
 from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.rewriting.basic import copy_stack_trace, dfs_rewriter, node_rewriter
 from pytensor.tensor.shape import Shape
 from pytensor.tensor.subtensor import Subtensor, get_idx_list
 
+from blocksparse_ops.rewrites.match import register_once
 from blocksparse_ops.zeros import BlockFull, BlockZeros, SizeOf
 
 
@@ -40,10 +40,9 @@ def read_off(size: Variable) -> Variable:
 
 # Before PyTensor computes sizes, from 1 on. Not of the tag blocksparse: without it some graphs
 # could not be compiled.
-if local_block_zeros_of_known_sizes.__name__ not in optdb.__db__:
-    optdb.register(
-        local_block_zeros_of_known_sizes.__name__,
-        dfs_rewriter(local_block_zeros_of_known_sizes),
-        "jax",
-        position=0.01,
-    )
+register_once(
+    local_block_zeros_of_known_sizes.__name__,
+    dfs_rewriter(local_block_zeros_of_known_sizes),
+    "jax",
+    position=0.01,
+)

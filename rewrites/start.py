@@ -1,11 +1,11 @@
 """A product of zeros need not write them first and read them again."""
 
-from pytensor.compile import optdb
 from pytensor.graph.basic import Apply, Variable
 from pytensor.graph.fg import FunctionGraph
-from pytensor.graph.rewriting.basic import copy_stack_trace, dfs_rewriter, node_rewriter
+from pytensor.graph.rewriting.basic import copy_stack_trace, node_rewriter
 
 from blocksparse_ops.ops import SparseBlockGemv
+from blocksparse_ops.rewrites.match import register_pass
 from blocksparse_ops.zeros import BlockZeros, RepeatedZero, is_zeros
 
 
@@ -26,7 +26,4 @@ def local_sparse_block_gemv_of_repeated_zero(
 
 
 # Right before what works in place, and where that does.
-name = local_sparse_block_gemv_of_repeated_zero.__name__
-if name not in optdb.__db__:
-    rewriter = dfs_rewriter(local_sparse_block_gemv_of_repeated_zero)
-    optdb.register(name, rewriter, "fast_run", "inplace", "blocksparse", position=50.15)
+register_pass(local_sparse_block_gemv_of_repeated_zero, "inplace", position=50.15)

@@ -3,11 +3,10 @@
 from collections.abc import Iterator
 
 import numpy as np
-from pytensor.compile import optdb
 from pytensor.graph.basic import Apply, Constant, Variable
 from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.replace import clone_replace
-from pytensor.graph.rewriting.basic import copy_stack_trace, dfs_rewriter, node_rewriter
+from pytensor.graph.rewriting.basic import copy_stack_trace, node_rewriter
 from pytensor.graph.traversal import ancestors
 from pytensor.scalar.basic import Composite, ScalarOp
 from pytensor.tensor.basic import constant
@@ -16,7 +15,7 @@ from pytensor.tensor.subtensor import AdvancedIncSubtensor, AdvancedSubtensor
 from pytensor.tensor.variable import TensorConstant
 
 from blocksparse_ops.gradient import SparseBlockGradient, SplitNumbers
-from blocksparse_ops.rewrites.match import sole_client
+from blocksparse_ops.rewrites.match import register_pass, sole_client
 from blocksparse_ops.update_blocks import UpdateBlocks
 
 
@@ -105,12 +104,5 @@ def local_inplace_update_blocks(fgraph: FunctionGraph, node: Apply) -> list[Vari
 
 
 # After 49, where elementwise ops become one, and before 100, where PyTensor reads blocks in it.
-for rewriter, position, tags in (
-    (local_update_blocks, 49.1, ()),
-    (local_inplace_update_blocks, 50.2, ("inplace",)),
-):
-    name = rewriter.__name__
-    if name not in optdb.__db__:
-        optdb.register(
-            name, dfs_rewriter(rewriter), "fast_run", "blocksparse", *tags, position=position
-        )
+register_pass(local_update_blocks, position=49.1)
+register_pass(local_inplace_update_blocks, "inplace", position=50.2)
