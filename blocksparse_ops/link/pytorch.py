@@ -13,7 +13,8 @@ from blocksparse_ops.base import SparseBlockOp
 from blocksparse_ops.bias import CheckedColumns
 from blocksparse_ops.gradient import SparseBlockGradient
 from blocksparse_ops.kernels.mapped import Axes
-from blocksparse_ops.kernels.pytorch import LIBRARY, gemv, operator, outer
+from blocksparse_ops.kernels.pytorch import gemv, outer
+from blocksparse_ops.kernels.pytorch_steps import LIBRARY, operator
 from blocksparse_ops.link.traced import (
     funcify_CheckedColumns,
     refuse_gradient,
