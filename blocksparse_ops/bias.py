@@ -32,7 +32,7 @@ def add_rows(
     padding_idx: int | None = None,
 ) -> TensorVariable:
     """``o[n, w] + table[index[n, w]]``: of an input block of size 1, each example uses a one."""
-    only_block = -1 if padding_idx == 0 else 0
+    only_block = -1 if padding_idx == 0 else 0  # the same block, by the number that pads nothing
     one, block = full((batch, 1, 1), 1, o.dtype), full((batch, 1), only_block, "int64")
     op = SparseBlockGemv(padding_idx=padding_idx)
     return op(o, table[None, :, None, :], one, block, index)

@@ -38,9 +38,9 @@ class SparseBlockGradient(SparseBlockOp):
     Notes
     -----
     A call takes what `SparseBlockOuter` takes, with the weights first, of which only the shape and
-    the dtype matter, and raises what that raises. With `padding_idx` an index equal to it names no
-    block. It returns block indices of shape (blocks in
-    use,), twice, and values of shape (blocks in use, iSize, oSize).
+    the dtype matter, and raises what that raises. An index equal to `padding_idx` names no block.
+    It returns block indices of shape (blocks in use,), twice, and values of shape (blocks in use,
+    iSize, oSize).
     """
 
     __props__: ClassVar[tuple[str, ...]] = ("padding_idx",)

@@ -142,7 +142,7 @@ def pattern_costs(
     pairs, times = used_pairs(inputIdx, outputIdx, oBlocks)
     used, triples = len(pairs), int(times.sum())
     rows = int((inputIdx != NO_BLOCK).sum())
-    is_padded = rows < inputIdx.size or bool((outputIdx == NO_BLOCK).any())
+    is_padded = triples < sizes.triples
     is_one = same_window(inputIdx) and same_window(outputIdx) and not is_padded
     dense = sizes.batch * iBlocks * oBlocks
     return PatternCosts(

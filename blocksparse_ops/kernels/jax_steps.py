@@ -19,7 +19,7 @@ from blocksparse_ops.kernels.tiles import (
     count_from_start,
     cut,
     is_padding,
-    is_wrong,
+    is_unknown,
     reuse_of,
     rows_of_step,
     sizes_of,
@@ -276,12 +276,10 @@ def gemv_in_steps(
             result = sums.reshape(o.shape)
         else:
             result = add_by_window(fold(o), W, h, i, j, sizes, **how).reshape(o.shape)
-    input_is_wrong = is_wrong(inputIdx, i, iBlocks, padding).any(1, keepdims=True)
-    wrong = input_is_wrong | is_wrong(outputIdx, j, oBlocks, padding)
-    result = jnp.where(wrong[:, :, None], unknown(o), result).astype(o.dtype)
     if padding is not None:
         result = jnp.where(is_padding(outputIdx, padding)[:, :, None], o, result)
-    return result
+    wrong = is_unknown(inputIdx, outputIdx, i, j, (iBlocks, oBlocks), padding)
+    return jnp.where(wrong[:, :, None], unknown(o), result).astype(o.dtype)
 
 
 def outer_by_example(o: Array, x: Array, y: Array, xIdx: Array, yIdx: Array, of_step: int) -> Array:

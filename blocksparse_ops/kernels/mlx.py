@@ -11,8 +11,7 @@ from blocksparse_ops.kernels.tiles import (
     choose_form,
     count_from_start,
     cut,
-    is_padding,
-    is_wrong,
+    is_unknown,
     rows_of_step,
     sizes_of,
     unknown,
@@ -76,10 +75,7 @@ def gemv(
         # MLX reads past the end; what is out of range adds to the row of zeros.
         blocks = W[mx.minimum(step.i, iBlocks - 1), mx.minimum(step.j, oBlocks - 1)]
         sums = sums.at[step.right].add(matmul(left[step.left], blocks))
-    input_is_wrong = is_wrong(inputIdx, i, iBlocks, padding).any(1, keepdims=True)
-    wrong = input_is_wrong | is_wrong(outputIdx, j, oBlocks, padding)
-    if padding is not None:
-        wrong = wrong & ~is_padding(outputIdx, padding)
+    wrong = is_unknown(inputIdx, outputIdx, i, j, (iBlocks, oBlocks), padding)
     return mx.where(wrong[:, :, None], unknown(o), sums[:-1].reshape(o.shape)).astype(o.dtype)
 
 

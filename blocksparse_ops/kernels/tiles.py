@@ -146,10 +146,19 @@ def count_from_start(
     return index if is_none is None else xp.where(is_none, blocks, index)
 
 
-def is_wrong(index: Any, block: Any, blocks: int, padding: int | None) -> Any:
-    """Where an index, of which `block` is counted from the start, is out of range."""
-    is_none = block == blocks
-    return is_none if padding is None else is_none & ~is_padding(index, padding)
+def is_unknown(
+    inputIdx: Any, outputIdx: Any, i: Any, j: Any, blocks: Sequence[int], padding: int | None
+) -> Any:
+    """Which rows of the output an index out of range takes part in.
+
+    `i` and `j` are what the indices count from the start.
+    """
+    iBlocks, oBlocks = blocks
+    if padding is None:
+        return (i == iBlocks).any(1, keepdims=True) | (j == oBlocks)
+    input_is_wrong = (i == iBlocks) & ~is_padding(inputIdx, padding)
+    is_wrong = input_is_wrong.any(1, keepdims=True) | (j == oBlocks)
+    return is_wrong & ~is_padding(outputIdx, padding)
 
 
 def sorted_by_block(xp: ModuleType, block: Any, sizes: Sizes) -> tuple[Any, Any]:

@@ -137,8 +137,8 @@ def views_of(node):
 def checks_of(op, unit):
     """Compiled code that raises what a unit finds wrong with the views of a call."""
     number, ready_check, check = OPS.index(op.signature.op), unit.ready, unit.call
-    has_padding, bits = padding_of(op)
-    padding = int(has_padding), bits
+    of_any = known_of_any(op)
+    padding = int(of_any.is_padded), of_any.padding
 
     @kernel
     def raise_what_is_wrong(views):
@@ -161,7 +161,7 @@ def funcify(op, node, kernels):
     goes_direct, plain = kernels.is_direct, kernels.plain
     are_padded = any(known.is_padded for known in known_of_indices(node))
     can_start = never_starts if inplace or are_padded else kernels.can_start
-    threads, of_padding = allowed_threads(), Known(-1, -1, *padding_of(op))
+    threads, of_any = allowed_threads(), known_of_any(op)
 
     @kernel
     def compute(out, first, second, first_index, second_index, scale, start):
@@ -175,7 +175,7 @@ def funcify(op, node, kernels):
 
     @kernel
     def compute_plainly(out, first, second, first_index, second_index, scale, start):
-        plain(out, first, second, first_index, second_index, scale, of_padding)
+        plain(out, first, second, first_index, second_index, scale, of_any)
 
     if one.dtype.name not in FAST:
         compute, can_start = compute_plainly, never_starts
@@ -205,26 +205,26 @@ def allowed_threads():
     return threads_allowed if config.openmp else one_thread
 
 
-def padding_of(op):
-    """Whether there is an index that names no block, and its 64 bits."""
+def known_of_any(op):
+    """What is known of an index of an op, whatever its values: see Known."""
     bits = (op.padding_idx or 0) % 2**64
-    return op.padding_idx is not None, bits - 2**64 * (bits > LARGEST)
+    return Known(-1, -1, op.padding_idx is not None, bits - 2**64 * (bits > LARGEST))
 
 
 def known_of_indices(node):
     """What is known of each index: see Known."""
     op = node.op
-    has_padding, padding = padding_of(op)
+    of_any = known_of_any(op)
 
     def known_of(index):
-        names_block = np.ones(index.shape, bool) if not has_padding else index != op.padding_idx
+        names_block = index != op.padding_idx if of_any.is_padded else np.ones(index.shape, bool)
         blocks = index[names_block]
         least, greatest = (int(blocks.min()), int(blocks.max())) if blocks.size else (0, -1)
         bounds = (least, greatest) if least >= 0 and greatest <= LARGEST else (-1, -1)
-        return Known(*bounds, not names_block.all(), padding)
+        return Known(*bounds, not names_block.all(), of_any.padding)
 
     return tuple(
-        known_of(variable.data) if is_constant else Known(-1, -1, has_padding, padding)
+        known_of(variable.data) if is_constant else of_any
         for variable, is_constant in zip(op.indices(node), op.constant_indices(node), strict=True)
     )
 
@@ -291,11 +291,11 @@ def numba_funcify_SparseBlockGradient(op, node, **kwargs):
         keep_alive(tables)
         return inputBlock, outputBlock, values
 
-    of_padding = Known(-1, -1, *padding_of(op))
+    of_any = known_of_any(op)
 
     @kernel
     def compute_plainly(W, x, y, xIdx, yIdx, alpha):
-        return plain_gradient(W, x, y, xIdx, yIdx, alpha, of_padding)
+        return plain_gradient(W, x, y, xIdx, yIdx, alpha, of_any)
 
     if one.dtype.name not in FAST:
         compute = compute_plainly

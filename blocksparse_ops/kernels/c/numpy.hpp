@@ -9,6 +9,7 @@
 #include "gradient.hpp"
 #include "threads.hpp"
 
+#include <limits>
 #include <new>
 #include <stdexcept>
 
@@ -109,21 +110,19 @@ struct ConstantIndex {
     bool is_padded;
 };
 
-// Finds what is known of the copy of an index. What is padded becomes no_block, unless this is -1,
-// which may name the last block.
+// Finds what is known of the copy of an index. What is padded becomes no_block, unless some values
+// are negative, which count from the end.
 inline void find_bounds(ConstantIndex& constant, const Padding& padding) {
     i64* values = static_cast<i64*>(PyArray_DATA(constant.copy));
     i64* end = values + PyArray_SIZE(constant.copy);
-    constant.is_padded = false, constant.least = 0, constant.greatest = -1;
-    bool is_first = true;
-    for (i64* at = values; at < end; ++at) {
-        if (padding.is(*at)) {
-            constant.is_padded = true;
-            continue;
-        }
-        constant.least = is_first ? *at : std::min(constant.least, *at);
-        constant.greatest = is_first ? *at : std::max(constant.greatest, *at);
-        is_first = false;
+    constant.least = std::numeric_limits<i64>::max();
+    constant.greatest = std::numeric_limits<i64>::min();
+    for (const i64* at = values; at < end; ++at) {
+        const bool is_padding = padding.is(*at);
+        constant.is_padded |= is_padding;
+        if (is_padding) continue;
+        constant.least = std::min(constant.least, *at);
+        constant.greatest = std::max(constant.greatest, *at);
     }
     if (constant.is_padded && constant.least >= 0)
         std::replace(values, end, padding.value, no_block);

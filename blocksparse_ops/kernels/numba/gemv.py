@@ -40,8 +40,9 @@ def check_gemv(o, W, h, inputIdx, outputIdx):
 
 
 @kernel
-def set_product(p, out, W, h, scale, most_threads):
+def set_product(p, out, W, h, inputIdx, outputIdx, scale, most_threads):
     p.W, p.h, p.out, p.scale = W, h, out, scale
+    p.input_is_padded, p.output_is_padded = inputIdx.known.is_padded, outputIdx.known.is_padded
     p.batch, p.inputs, p.outputs = h.shape[0], h.shape[1], out.shape[1]
     p.depth, p.columns = W.shape[2], W.shape[3]
     p.panels, p.chunk = cut_columns(p.columns, p), chunk_depth(p.columns, p)
@@ -73,8 +74,7 @@ def choose_path(p):
 def run_gemv(out, W, h, inputIdx, outputIdx, scale, most_threads):
     """Add to `out`, which holds the initial values; all has been checked."""
     p = new_product(scale)
-    set_product(p, out, W, h, scale, most_threads)
-    p.input_is_padded, p.output_is_padded = inputIdx.known.is_padded, outputIdx.known.is_padded
+    set_product(p, out, W, h, inputIdx, outputIdx, scale, most_threads)
     array = allocate_tables(p, take_product)
     p.input = count_from_start(inputIdx, W.shape[0], p.input)
     p.output = count_from_start(outputIdx, W.shape[1], p.output)

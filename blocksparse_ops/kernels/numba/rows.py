@@ -277,7 +277,7 @@ Shape = namedtuple("Shape", "by_columns chains lanes single whole padded")
 
 POWERS = 5  # of two: 1 to 16
 LOOPS = ((False, False, False), (True, False, False), (True, True, False), (False, False, True))
-PADDED = 3  # its position
+PADDED = LOOPS.index((False, False, True))
 
 
 def shapes():
