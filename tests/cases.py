@@ -203,11 +203,8 @@ LAYOUTS = {
 
 @dataclass(frozen=True)
 class Layout:
-    """One layout for each argument in turn, the dtypes of the two indices, and what pads them.
-
-    `dtypes` are those of the values: kernels know strides in bytes alone, so not each layout needs
-    all.
-    """
+    """One layout for each argument in turn, the dtypes of the two indices, what pads them, and the
+    dtypes of the values."""
 
     name: str
     arguments: tuple[str, ...]
@@ -233,12 +230,12 @@ class Layout:
         return [self.of(k)[1](x) if x.ndim else x for k, x in enumerate(buffers)]
 
 
-MIXED = ("gapped", "transposed", "reversed", "gapped", "reversed")
 ODD = ("reversed", "gapped", "transposed", "transposed", "gapped")
 
 COMPILED_LAYOUTS = [
     Layout("contiguous", ("contiguous",), ("int64", "int64")),
-    Layout("mixed", MIXED, ("int32", "uint8"), dtypes=("float32",)),
+    Layout("mixed", ("gapped", "transposed", "reversed", "gapped", "reversed"), ("int32", "uint8")),
+    Layout("odd", ODD, ("int8", "uint64")),
     Layout("padded", ODD, ("int8", "uint64"), 1, dtypes=("float64",)),
     Layout("padded and contiguous", ("contiguous",), ("int64", "int32"), -1, dtypes=("float32",)),
 ]
@@ -246,6 +243,7 @@ COMPILED_LAYOUTS = [
 # For array libraries, which know no strides, or no negative ones.
 FORWARD_LAYOUTS = [
     Layout("contiguous", ("contiguous",), ("uint8", "int64")),
+    Layout("transposed", ("contiguous", "transposed"), ("int32", "uint64")),
     Layout("padded", ("contiguous", "transposed"), ("int32", "uint64"), 1, dtypes=("float64",)),
 ]
 

@@ -137,7 +137,7 @@ class TestConstantIndices:
     @pytest.mark.parametrize("iSize", [4, 100])  # as the examples stand, and sorted
     def test_functions_of_other_constants(self, mode, iSize):
         """Of one graph but for them: what is compiled and cached is not another's."""
-        for seed, padding_idx in enumerate((None, -1, 100)):
+        for seed, padding_idx in enumerate((None, None, None, -1, 100)):
             sizes = replace(self.sizes, iSize=iSize)
             arrays = Draw(sizes, seed, "float64", padding_idx=padding_idx).gemv()
             *values, inputIdx, outputIdx = arrays.values()
@@ -151,7 +151,7 @@ class TestConstantIndices:
                 oracle.assert_within_bound(actual, expected)
 
     @pytest.mark.parametrize("mode", COMPILED)
-    @pytest.mark.parametrize(("iSize", "padding_idx"), [(4, 100), (100, None)])
+    @pytest.mark.parametrize(("iSize", "padding_idx"), [(4, None), (4, 100), (100, None)])
     def test_outer_products(self, mode, iSize, padding_idx):
         sizes = replace(self.sizes, iSize=iSize)
         arrays = Draw(sizes, 0, "float64", padding_idx=padding_idx).outer()

@@ -48,7 +48,8 @@ def check(mode, layout, dtype, draw):
 
 
 @pytest.mark.parametrize(
-    ("laid", "dtype"), [(layout, layout.dtypes[-1]) for layout in COMPILED_LAYOUTS[:3]]
+    ("laid", "dtype"),
+    [*zip(COMPILED_LAYOUTS[:4], ("float32", "float64", "float32", "float64"), strict=True)],
 )
 @pytest.mark.parametrize("mode", MODES)
 @settings(max_examples=70, deadline=None)
@@ -58,7 +59,9 @@ def test_random_problems(mode, laid, dtype, sizes, seed):
         check(mode, laid, dtype, laid.draw(sizes, seed, dtype, integers))
 
 
-@pytest.mark.parametrize(("dtype", "padding_idx"), [("int16", None), ("complex64", -1)])
+@pytest.mark.parametrize(
+    ("dtype", "padding_idx"), [("int16", None), ("complex64", None), ("complex64", -1)]
+)
 @pytest.mark.parametrize("mode", MODES)
 def test_other_dtypes(mode, dtype, padding_idx):
     layout = replace(COMPILED_LAYOUTS[0], padding_idx=padding_idx)

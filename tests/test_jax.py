@@ -109,7 +109,8 @@ def test_derivatives_by_jax(sizes, padding_idx, name):
 
 
 @pytest.mark.parametrize(
-    ("mapped", "padding_idx"), [((0,), 1), ((1, 4), None), ((0, 1, 2, 3, 4), 1)]
+    ("mapped", "padding_idx"),
+    [((0,), None), ((0,), 1), ((1, 4), None), ((0, 1, 2, 3, 4), None), ((0, 1, 2, 3, 4), 1)],
 )
 @pytest.mark.parametrize(
     "transform", [lambda f: f, TRANSFORMATIONS["jit of grad"]], ids=["", "grad"]

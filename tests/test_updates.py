@@ -151,6 +151,8 @@ class Followed:
         ("FAST_COMPILE", ("float32", "float64")),
         ("FAST_COMPILE", ("float64", "float32")),
         pytest.param("CVM", ("float32", "float64"), marks=needs_compiler),
+        pytest.param("CVM", ("float64", "float32"), marks=needs_compiler),
+        ("NUMBA", ("float32", "float64")),
         ("NUMBA", ("float64", "float32")),
     ],
 )

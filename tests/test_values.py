@@ -105,14 +105,18 @@ class Values:
     @pytest.mark.parametrize(
         "dtypes", [("int16", "uint16"), ("uint32", "int16"), ("uint8", "int8")]
     )
-    @pytest.mark.parametrize(("problem", "padding_idx"), [("gemv", None), ("outer", 100)])
+    @pytest.mark.parametrize(
+        ("problem", "padding_idx"), [("gemv", None), ("outer", None), ("outer", 100)]
+    )
     def test_other_index_dtypes(self, problem, padding_idx, dtypes):
         self.check_others(problem, "float64", dtypes, padding_idx)
 
     @pytest.mark.parametrize(
         "dtype", ["bool", "int8", "uint16", "int64", "complex64", "complex128"]
     )
-    @pytest.mark.parametrize(("problem", "padding_idx"), [("gemv", 100), ("outer", None)])
+    @pytest.mark.parametrize(
+        ("problem", "padding_idx"), [("gemv", None), ("gemv", 100), ("outer", None)]
+    )
     def test_other_dtypes(self, problem, padding_idx, dtype):
         self.check_others(problem, dtype, padding_idx=padding_idx)
 
