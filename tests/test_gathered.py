@@ -32,16 +32,26 @@ FORMS = {
 
 def problem(gather, is_static=False, dtype="float64", index_dtype="int64"):
     """Arrays of rows, blocks and one or two indices, and a variable for each."""
-    rng = np.random.default_rng(0)
     counts = BLOCKS[gather]
+    shapes = (BATCH, ROWS), (*counts, ROWS, COLUMNS), *((BATCH,) for _ in counts)
+    return arrays_and_variables(shapes, is_static, dtype, index_dtype)
+
+
+def arrays_and_variables(shapes, is_static=False, dtype="float64", index_dtype="int64"):
+    """Arrays of these shapes: an operand, blocks, and an index for each axis of these."""
+    rng = np.random.default_rng(0)
+    operand, blocks, *indices = shapes
     low = -1 if np.dtype(index_dtype).kind == "i" else 0
     arrays = [
-        rng.normal(size=(BATCH, ROWS)).astype(dtype),
-        rng.normal(size=(*counts, ROWS, COLUMNS)).astype(dtype),
-        *(rng.integers(low * n, n, BATCH).astype(index_dtype) for n in counts),
+        rng.normal(size=operand).astype(dtype),
+        rng.normal(size=blocks).astype(dtype),
+        *(
+            rng.integers(low * count, count, shape).astype(index_dtype)
+            for count, shape in zip(blocks, indices, strict=False)
+        ),
     ]
     # Of two indices it must be known that neither is repeated for the other.
-    known = range(len(arrays)) if is_static else range(2, len(arrays)) if gather == "two" else ()
+    known = range(len(arrays)) if is_static else range(2, len(arrays)) if len(indices) > 1 else ()
     variables = [
         pt.tensor(dtype=a.dtype, shape=a.shape if k in known else (None,) * a.ndim)
         for k, a in enumerate(arrays)
@@ -52,6 +62,58 @@ def problem(gather, is_static=False, dtype="float64", index_dtype="int64"):
 def product_and_gradients(compute, x, W, *indices):
     y = compute(x, W[indices])
     return [y, *pt.grad((y**2).sum(), [x, W])]
+
+
+PLACES = 2
+
+SHAPES = {
+    "one": ((BATCH, ROWS), (5, ROWS, COLUMNS), (BATCH,)),
+    "outputs": ((BATCH, ROWS), (5, ROWS, COLUMNS), (BATCH, PLACES)),
+    "inputs": ((BATCH, PLACES, ROWS), (5, ROWS, COLUMNS), (BATCH, PLACES)),
+    "both": (
+        (BATCH, PLACES, ROWS),
+        (5, 4, ROWS, COLUMNS),
+        (BATCH, PLACES, 1),
+        (BATCH, 1, PLACES + 1),
+    ),
+    "rows": ((BATCH, ROWS), (5, ROWS), (BATCH,)),
+    "windows of rows": ((BATCH, PLACES, ROWS), (5, ROWS), (BATCH, PLACES)),
+    "weighted rows": ((BATCH, PLACES), (5, COLUMNS), (BATCH, PLACES)),
+}
+
+# Of matrices: each with what it is of.
+WINDOWS = {
+    "product and sum": ("one", lambda x, B: (x[:, :, None] * B).sum(1)),
+    "product and sum, transposed": (
+        "one",
+        lambda x, B: (B.transpose(0, 2, 1) * x[:, None, :]).sum(2),
+    ),
+    "outputs, matmul": ("outputs", lambda x, B: x[:, None, None, :] @ B),
+    "outputs, columns": ("outputs", lambda x, B: (B.mT @ x[:, None, :, None])[..., 0]),
+    "outputs, einsum": ("outputs", lambda x, B: pt.einsum("np,nwpq->nwq", x, B)),
+    "outputs, product and sum": ("outputs", lambda x, B: (x[:, None, :, None] * B).sum(2)),
+    "inputs, matmul": ("inputs", lambda x, B: (x[:, :, None, :] @ B).sum(1)),
+    "inputs, einsum": ("inputs", lambda x, B: pt.einsum("nvp,nvpq->nq", x, B)),
+    "inputs, einsum, transposed": (
+        "inputs",
+        lambda x, B: pt.einsum("vnqp,nvp->qn", B.transpose(1, 0, 3, 2), x),
+    ),
+    "inputs, product and sum": ("inputs", lambda x, B: (x[..., None] * B).sum((1, 2))),
+    "each, matmul": ("inputs", lambda x, B: (x[:, :, None, :] @ B)[:, :, 0]),
+    "each, einsum": ("inputs", lambda x, B: pt.einsum("nvp,nvpq->nvq", x, B)),
+    "both, einsum": ("both", lambda x, B: pt.einsum("nvp,nvwpq->nwq", x, B)),
+    "both, product and sum": ("both", lambda x, B: (x[:, :, None, :, None] * B).sum((1, 3))),
+}
+
+# Not of matrices: PyTensor fuses these in Numba.
+OF_ROWS = {
+    "rows": ("rows", lambda x, b: (x * b).sum(-1)),
+    "rows, einsum": ("rows", lambda x, b: pt.einsum("np,np->n", x, b)),
+    "windows of rows": ("windows of rows", lambda x, b: (b * x * 2).sum((1, 2))),
+    "windows of rows, each": ("windows of rows", lambda x, b: (b * x).sum(2)),
+    "weighted rows": ("weighted rows", lambda x, b: (x[:, :, None] * b).sum(1)),
+    "weighted rows, einsum": ("weighted rows", lambda x, b: pt.einsum("nvq,nv->nq", b, x)),
+}
 
 
 def ops_of(function):
@@ -94,6 +156,30 @@ def test_forms_run_as_the_op(mode, form, gather, is_static):
     assert count(function) == (2, 1, 0)
     for old, new in zip(outputs, function.maker.fgraph.outputs, strict=True):
         assert old.type.ndim == new.type.ndim
+    compare(inputs, outputs, arrays, function)
+
+
+@pytest.mark.parametrize("is_static", [False, True])
+@pytest.mark.parametrize("form", WINDOWS)
+@pytest.mark.parametrize("mode", MODES[1:])
+def test_windows_run_as_the_op(mode, form, is_static):
+    kind, compute = WINDOWS[form]
+    arrays, inputs = arrays_and_variables(SHAPES[kind], is_static)
+    outputs = product_and_gradients(compute, *inputs)
+    function = pytensor.function(inputs, outputs, mode=in_python(mode))
+    assert count(function)[:2] == (2, 1)
+    compare(inputs, outputs, arrays, function)
+
+
+@pytest.mark.parametrize("is_static", [False, True])
+@pytest.mark.parametrize("form", OF_ROWS)
+@pytest.mark.parametrize("mode", MODES[1:])
+def test_rows_run_as_the_op_in_c(mode, form, is_static):
+    kind, compute = OF_ROWS[form]
+    arrays, inputs = arrays_and_variables(SHAPES[kind], is_static)
+    outputs = product_and_gradients(compute, *inputs)
+    function = pytensor.function(inputs, outputs, mode=in_python(mode))
+    assert count(function)[:2] == ((2, 1) if mode == "CVM" else (0, 0))
     compare(inputs, outputs, arrays, function)
 
 
@@ -237,13 +323,27 @@ NEAR_MISSES = {
         x, W[pt.vector(dtype="int64"), INDEX]
     ),
     "all rows for each": lambda x, B, W: x @ B[INDEX],
-    "an index of two axes": lambda x, B, W: of(None, None, 1, None) @ B[pt.matrix(dtype="int64")],
+    "an index of three axes": lambda x, B, W: (
+        of(None, None, None, 1, None) @ B[pt.tensor3(dtype="int64")]
+    ),
     "integers": lambda x, B, W: rows(x.astype("int64"), B.astype("int64")[INDEX]),
     "complex numbers": lambda x, B, W: rows(
         of(None, None, dtype="complex128"), of(None, None, None, dtype="complex128")[INDEX]
     ),
     "dtypes of two kinds": lambda x, B, W: rows(x.astype("float32"), B[INDEX]),
-    "products that are summed": lambda x, B, W: (x[:, :, None] * B[INDEX]).sum(1),
+    "products that are not summed": lambda x, B, W: x[:, :, None] * B[INDEX],
+    "products that are summed over examples": lambda x, B, W: (x[:, :, None] * B[INDEX]).sum((0, 1)),
+    "products that are summed over all of a block": lambda x, B, W: (
+        (of(None, None, None) * B[INDEX]).sum((1, 2))
+    ),
+    "blocks that are summed": lambda x, B, W: B[INDEX].sum(1) * x[:, :1],
+    "a square": lambda x, B, W: (B[INDEX] * B[INDEX] * x[:, :, None]).sum(1),
+    "one window for all": lambda x, B, W: pt.tensordot(
+        of(None, None, None), B[INDEX], axes=[[1, 2], [0, 1]]
+    ),
+    "an einsum of three": lambda x, B, W: pt.einsum(
+        "nv,nvp,nvpq->nq", of(None, None), of(None, None, None), B[pt.matrix(dtype="int64")]
+    ),
     "an einsum of a mask": lambda x, B, W: pt.einsum("np,npk->nk", x, B[pt.vector(dtype="bool")]),
     "no product": lambda x, B, W: B[INDEX] * 2,
 }
