@@ -4,9 +4,11 @@
     python benchmarks/by_hand.py                                  # all of it: hours
     python benchmarks/by_hand.py --modes CVM --indices known --dtypes float64 --windows 1
     python benchmarks/by_hand.py --groups 1000 --inputs 4 16 --outputs 1 --quantities forward
+    python benchmarks/by_hand.py --recognised                     # what an import brings
 
 Examples with one output block each; W has `groups` blocks. The forms by hand are compiled without
-the package's rewrites. Times are the least of calls in turns, on one thread. A table goes to
+the package's rewrites. With --recognised each of these is compared with itself, compiled with them.
+Times are the least of calls in turns, on one thread. A table goes to
 stdout, every figure to a JSON file, and a heat map for each width of the window beside it.
 """
 
@@ -27,7 +29,7 @@ import machine
 import numpy as np
 import pytensor
 import pytensor.tensor as pt
-from forms import BY_HAND, Ours
+from forms import BY_HAND, Form, Ours, Recognised
 from pytensor import config
 from pytensor.compile.mode import get_mode
 from report import by_hand as report
@@ -60,6 +62,7 @@ def parse(arguments=None):
     parser.add_argument("--longest", type=float, default=0.5, help="slower forms take no part")
     parser.add_argument("--gibibytes", type=float, default=1, help="of weights, at the most")
     parser.add_argument("--unknown-sizes", action="store_true", help="in JAX and PyTorch, too")
+    parser.add_argument("--recognised", action="store_true", help="forms by hand as ours")
     parser.add_argument("--output", type=Path, default=RESULTS / "by_hand.json")
     return parser.parse_args(arguments)
 
@@ -82,9 +85,12 @@ class Cell:
         """Whether functions are compiled for these sizes."""
         return self.mode in SIZED and not self.options.unknown_sizes
 
-    def forms(self):
-        forms = {"ours": Ours(self.options.examples), **BY_HAND}
-        return {n: form for n, form in forms.items() if form.suits(self.iSize, self.oSize)}
+    def comparisons(self):
+        """What is compared with each other: forms by name."""
+        by_hand = {n: form for n, form in BY_HAND.items() if form.suits(self.iSize, self.oSize)}
+        if not self.options.recognised:
+            return [{"ours": Ours(self.options.examples), **by_hand}]
+        return [{"ours": Recognised(form), name: form} for name, form in by_hand.items()]
 
     def arrays(self):
         examples, window = self.options.examples, self.window
@@ -93,11 +99,11 @@ class Cell:
         h = rng.random((examples, window, self.iSize), self.dtype)
         return W, h, index_of(examples, window, self.groups)
 
-    def calls(self):
+    def calls(self, forms):
         """A call of each form that this mode can compile, and why the others take no part."""
         arrays = self.arrays()
         calls, absent = {}, {}
-        for name, form in self.forms().items():
+        for name, form in forms.items():
             arguments = form.arguments(*arrays)
             sizes = [array.shape if self.sized else (None,) * array.ndim for array in arguments]
             known = self.groups if self.indices == "known" else None
@@ -113,9 +119,9 @@ class Cell:
                 calls.pop(name, None)
         return calls, absent
 
-    def measure(self):
+    def measure(self, forms):
         """The least seconds of each form."""
-        calls, absent = self.calls()
+        calls, absent = self.calls(forms)
         check(self.fields, {name: call() for name, call in calls.items()})
         for name in [name for name in calls if name != "ours"]:
             if (taken := seconds(calls[name])) > self.options.longest:
@@ -144,7 +150,7 @@ def compiled(mode, form, quantity, window, dtype, B_shape, h_shape, index_shape,
         loss = (outputs**2).sum()
         outputs = [loss, *pt.grad(loss, [B, h])]
     mode = get_mode(mode)
-    if not isinstance(form, Ours):
+    if isinstance(form, Form):
         mode = mode.excluding("blocksparse")
     # Some of PyTensor's own rewrites fail on some forms, which it survives.
     with config.change_flags(on_opt_error="ignore"):
@@ -201,7 +207,7 @@ def study(options):
         if cell.mode == "PYTORCH":
             forget_compiled()
         if cell.gibibytes <= options.gibibytes:
-            yield cell.measure()
+            yield from map(cell.measure, cell.comparisons())
 
 
 def main():

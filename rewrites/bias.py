@@ -5,11 +5,13 @@ from pytensor.graph.basic import Apply, Variable
 from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.rewriting.basic import copy_stack_trace, node_rewriter
 from pytensor.scalar import Add
+from pytensor.tensor.elemwise import DimShuffle
 from pytensor.tensor.math import add
 from pytensor.tensor.shape import Reshape
 from pytensor.tensor.variable import TensorVariable
 
 from blocksparse_ops.ops import SparseBlockGemv
+from blocksparse_ops.rewrites.linear import read_step
 from blocksparse_ops.rewrites.match import (
     classes_in,
     is_elementwise,
@@ -32,13 +34,15 @@ def local_sparse_block_gemv_bias(
     """gemv(zeros, ...) + c + rest -> gemv(c, ...) + rest
 
     For a `c` of the result's own type; the rest stays where elementwise fusion takes it for free.
-    Each time the sum has an addend less.
+    Between the product and the sum its axes may have been rearranged. Each time the sum has an
+    addend less.
     """
     o, *others = node.inputs
     [product] = node.outputs
-    addition = sole_client(fgraph, product)
+    steps, addition = rearranged_by(fgraph, product)
     if addition is None or not is_elementwise(addition, Add) or not is_zeros(o):
         return None
+    product = steps[-1].outputs[0] if steps else product
     [total] = addition.outputs
     terms = [x for x in addition.inputs if x is not product]
     fitting = [x for x in terms if like(x, total)]
@@ -46,15 +50,30 @@ def local_sparse_block_gemv_bias(
         return None
     c = min(fitting, key=lambda x: not is_fresh_gather(fgraph, x))
     terms.remove(c)
+    for step in reversed(steps):
+        c = read_step(fgraph, step, c)
     unknown = axes_not_checked(fgraph, c, *node.inputs)
     if unknown:
         c = specified_like(c, o, [axis if axis in unknown else None for axis in range(3)])
     result = node.op(c, *others)
     copy_stack_trace(total, result)
+    for step in steps:
+        result = step.op(result)
+        copy_stack_trace(total, result)
     if terms:
         result = add(result, *terms)
         copy_stack_trace(total, result)
     return {total: total.type.filter_variable(result, allow_convert=True)}
+
+
+def rearranged_by(fgraph: FunctionGraph, x: Variable) -> tuple[list[Apply], Apply | None]:
+    """What puts the axes of a variable into another order, and the one node that then uses it."""
+    steps: list[Apply] = []
+    user = sole_client(fgraph, x)
+    while user is not None and isinstance(user.op, DimShuffle):
+        steps.append(user)
+        user = sole_client(fgraph, user.outputs[0])
+    return steps, user
 
 
 def axes_not_checked(

@@ -154,5 +154,6 @@ def summed(x: Labelled, result: str) -> TensorVariable:
     return Labelled(total, "".join(k for k in x.labels if k in result + "1")).along(result)
 
 
-# Before 1, where PyTensor brings products into one form, however they were written.
-register_pass(local_gathered_einsum, "inplace", position=0.9)
+# Before 0.1, where PyTensor 3.0 takes the sizes of a result from how PyTensor would compute it, and
+# before 1, where products are brought into one form, however they were written.
+register_pass(local_gathered_einsum, "inplace", position=0.07)

@@ -157,6 +157,8 @@ def factors_of(x: TensorVariable, block: Sequence[int]) -> Factors:
     node = x.owner
     if node is None or not all(differs_along(x, axis) for axis in block):
         return Factors([x])
+    if isinstance(node.op, SpecifyShape):  # the op makes the same checks
+        return factors_of(node.inputs[0], block)
     if is_permutation(node):
         order = node.op.new_order
         return factors_of(node.inputs[0], [order[axis] for axis in block]).with_axes(order)
@@ -164,8 +166,7 @@ def factors_of(x: TensorVariable, block: Sequence[int]) -> Factors:
         return Factors(node.inputs)
     if not is_elementwise(node, ps.Mul, ps.TrueDiv, ps.Neg):
         return Factors([x])
-    # Rows are no outer products of smaller ones.
-    parts = [factors_of(y, block) if len(block) > 1 else Factors([y]) for y in node.inputs]
+    parts = [factors_of(y, block) for y in node.inputs]
     if is_elementwise(node, ps.TrueDiv):
         parts[1] = Factors(*parts[1][::-1])
     above, below = (list(chain(*part)) for part in zip(*parts, strict=True))

@@ -9,6 +9,7 @@ from pytensor.compile.mode import Mode, get_mode
 from pytensor.graph.basic import Constant
 from pytensor.graph.traversal import graph_inputs
 from pytensor.tensor.blas import BatchedDot
+from pytensor.tensor.elemwise import Elemwise
 
 from blocksparse_ops import SparseBlockGemv, SparseBlockOuter
 from blocksparse_ops.zeros import BlockZeros
@@ -67,6 +68,7 @@ def product_and_gradients(compute, x, W, *indices):
 PLACES = 2
 
 SHAPES = {
+    "two": ((BATCH, ROWS), (5, 2, ROWS, COLUMNS), (BATCH,), (BATCH,)),
     "one": ((BATCH, ROWS), (5, ROWS, COLUMNS), (BATCH,)),
     "outputs": ((BATCH, ROWS), (5, ROWS, COLUMNS), (BATCH, PLACES)),
     "inputs": ((BATCH, PLACES, ROWS), (5, ROWS, COLUMNS), (BATCH, PLACES)),
@@ -230,13 +232,20 @@ def test_gathers(take):
         np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9)
 
 
+ALL = {
+    **{f"{form} of {gather}": (gather, compute) for gather in BLOCKS for form, compute in FORMS.items()},
+    **WINDOWS,
+    **OF_ROWS,
+}
+
+
 @pytest.mark.parametrize("is_static", [False, True])
-@pytest.mark.parametrize("gather", BLOCKS)
-@pytest.mark.parametrize("form", FORMS)
-def test_a_step_is_an_outer_in_place(form, gather, is_static):
-    (x_value, W_value, *indices), (x, _, *ij) = problem(gather, is_static)
+@pytest.mark.parametrize("form", ALL)
+def test_a_step_is_an_outer_in_place(form, is_static):
+    kind, compute = ALL[form]
+    (x_value, W_value, *indices), (x, _, *ij) = arrays_and_variables(SHAPES[kind], is_static)
     W = pytensor.shared(W_value, shape=W_value.shape if is_static else None)
-    loss = ((FORMS[form](x, W[tuple(ij)]) - 1) ** 2).mean()
+    loss = ((compute(x, W[tuple(ij)]) - 1) ** 2).mean()
     new = W - 0.1 * pt.grad(loss, W)
     expected = pytensor.function([x, *ij], [loss, new], mode="FAST_COMPILE")(x_value, *indices)
     function = pytensor.function([x, *ij], loss, updates=[(W, new)], mode=in_python("CVM"))
@@ -248,6 +257,33 @@ def test_a_step_is_an_outer_in_place(form, gather, is_static):
     assert count(function)[:2] == (1, 1)
     np.testing.assert_allclose(function(x_value, *indices), expected[0], rtol=1e-9)
     np.testing.assert_allclose(W.get_value(), expected[1], rtol=1e-9, atol=1e-9)
+
+
+BIASED = {
+    "one": ("batch of rows", "matmul", "einsum", "batch of columns"),
+    "outputs": ("outputs, matmul", "outputs, einsum"),
+}
+
+
+@pytest.mark.parametrize("is_static", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "form"), [(kind, form) for kind, forms in BIASED.items() for form in forms]
+)
+def test_a_bias_gathered_by_the_same_index_is_where_the_product_starts(kind, form, is_static):
+    arrays, (x, B, i) = arrays_and_variables(SHAPES[kind], is_static)
+    b = pt.tensor(dtype="float64", shape=(5, COLUMNS) if is_static else (None, None))
+    compute = WINDOWS[form][1] if form in WINDOWS else FORMS[form]
+    products = compute(x, B[i])
+    places = iter(range(i.type.ndim + 1))
+    order = ["x" if is_one else next(places) for is_one in products.type.broadcastable]
+    y = products + b[i].dimshuffle(order)
+    function = pytensor.function([x, B, i, b], y, mode=in_python("CVM"))
+    [gemv] = [n for n in function.maker.fgraph.apply_nodes if isinstance(n.op, SparseBlockGemv)]
+    assert gemv.op.inplace
+    assert not isinstance(function.maker.fgraph.outputs[0].owner.op, Elemwise)
+    expected = pytensor.function([x, B, i, b], y, mode="FAST_COMPILE")
+    arrays.append(np.arange(5.0 * COLUMNS).reshape(5, COLUMNS))
+    np.testing.assert_allclose(function(*arrays), expected(*arrays), rtol=1e-9)
 
 
 @pytest.mark.parametrize("is_static", [False, True])
