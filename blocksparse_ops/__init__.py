@@ -21,6 +21,7 @@ except ModuleNotFoundError as error:
 
 from blocksparse_ops.block_gradient import block_gradient
 from blocksparse_ops.dot import sparse_block_dot
+from blocksparse_ops.explain import explain
 from blocksparse_ops.gradient import BlockGradient
 from blocksparse_ops.ops import (
     SparseBlockGemv,
@@ -40,6 +41,7 @@ __all__ = [
     "SparseBlockGemv",
     "SparseBlockOuter",
     "block_gradient",
+    "explain",
     "h_softmax",
     "log_h_softmax",
     "sparse_block_dot",

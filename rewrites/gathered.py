@@ -17,6 +17,7 @@ from pytensor.tensor.elemwise import DimShuffle
 from pytensor.tensor.math import Dot, Sum
 from pytensor.tensor.variable import TensorVariable
 
+from blocksparse_ops.explain import reasons_of
 from blocksparse_ops.ops import sparse_block_gemv
 from blocksparse_ops.rewrites.bias import GATHERS
 from blocksparse_ops.rewrites.gathering import (
@@ -134,11 +135,9 @@ def is_batched_dot(node: Apply) -> bool:
 def dot_of(fgraph: FunctionGraph, use: Use) -> Product:
     """row @ blocks or blocks @ column, and its sum over the window."""
     *batch, first, second = use.order
-    inner, kept, layout = (
-        (first, second, [*batch, "x", second])
-        if use.position
-        else (second, first, [*batch, first, "x"])
-    )
+    is_row = use.position == 1
+    inner = first if is_row else second
+    layout = [*batch, "x", second] if is_row else [*batch, first, "x"]
     if inner == "x":
         raise LeftAlone("the dot sums over nothing")
     [other] = use.others
@@ -231,7 +230,7 @@ def laid_out(
     result: TensorVariable, axes: Sequence[int | None], layout: Sequence[int | str]
 ) -> TensorVariable:
     """A result that has these axes, with those of the layout."""
-    places = {axis: place for place, axis in enumerate(axes)}
+    places: dict[int | str | None, int] = {axis: place for place, axis in enumerate(axes)}
     ones = [place for place, axis in enumerate(axes) if axis is None]
     order = [(ones.pop(0) if ones else "x") if axis == "x" else places[axis] for axis in layout]
     return with_axes(result, order)
@@ -241,6 +240,8 @@ def by_the_op(
     fgraph: FunctionGraph, node: Apply, pays: Callable[[FunctionGraph, Apply, list[Product]], None]
 ) -> dict[Variable, Variable] | None:
     """All products with gathered blocks by the op, if nothing else uses these and it pays."""
+    [blocks] = node.outputs
+    reasons = reasons_of(fgraph)
     try:
         products = products_of(fgraph, node)
         pays(fgraph, node, products)
@@ -250,9 +251,24 @@ def by_the_op(
             result = computed(fgraph, gather_of(node), product)
             copy_stack_trace(old, result)
             results[old] = old.type.filter_variable(result, allow_convert=True)
-    except (LeftAlone, IndexError, ValueError):  # of sizes or constants: raised when the graph runs
+    except LeftAlone as reason:
+        if is_multiplied(fgraph, blocks):
+            reasons[blocks] = str(reason)
         return None
+    except (IndexError, ValueError):  # of sizes or constants: raised when the graph runs
+        return None
+    reasons.pop(blocks, None)
     return results
+
+
+def is_multiplied(fgraph: FunctionGraph, blocks: TensorVariable) -> bool:
+    """Whether something is multiplied by what is gathered."""
+    for client, _ in fgraph.clients[blocks]:
+        if is_batched_dot(client) or is_elementwise(client, ps.Mul):
+            return True
+        if isinstance(client.op, DimShuffle) and is_multiplied(fgraph, client.outputs[0]):
+            return True
+    return False
 
 
 def pays_by_numba(fgraph: FunctionGraph, node: Apply, products: list[Product]) -> None:

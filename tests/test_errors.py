@@ -77,6 +77,36 @@ def test_index_out_of_range(mode, problem, which, index_dtype, wrong):
     assert o.get_value().tobytes() == before.tobytes()
 
 
+COLUMNS = {
+    "a new axis": lambda index: index[:, None],
+    "one of several": lambda index: np.stack([index, index], 1)[:, 1:],
+    "reversed": lambda index: index[::-1].copy()[::-1, None],
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("index_dtype", ["int64", "uint16"])
+@pytest.mark.parametrize("column", COLUMNS)
+def test_an_index_of_windows_of_one_place(mode, index_dtype, column):
+    """Its rows may lie anywhere: the right one is computed with, the wrong one is found."""
+    rng = np.random.default_rng(0)
+    W, h, index = rng.normal(size=(1, 4, 2, 3)), rng.normal(size=(9, 1, 2)), rng.integers(4, size=9)
+    function = dot_of_columns(mode, index_dtype)
+    outputIdx = COLUMNS[column](index.astype(index_dtype))
+    np.testing.assert_allclose(function(W, h, outputIdx), h @ W[0, index], rtol=1e-12)
+    index[6] = 4
+    with pytest.raises(IndexError, match=r"outputIdx\[6, 0\] = 4 is out of range"):
+        function(W, h, COLUMNS[column](index.astype(index_dtype)))
+
+
+@cache
+def dot_of_columns(mode, index_dtype):
+    W, h, outputIdx = pt.dtensor4(), pt.dtensor3(), pt.matrix(dtype=index_dtype)
+    zeros = np.zeros((9, 1), "int64")
+    out = sparse_block_dot(W, h, zeros, None, outputIdx)
+    return pytensor.function([W, h, outputIdx], out, mode=mode)
+
+
 DOT_AND_GRADIENTS = """
 import sys
 import lighter, numpy as np, pytensor, pytensor.tensor as pt

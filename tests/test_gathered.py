@@ -233,7 +233,11 @@ def test_gathers(take):
 
 
 ALL = {
-    **{f"{form} of {gather}": (gather, compute) for gather in BLOCKS for form, compute in FORMS.items()},
+    **{
+        f"{form} of {gather}": (gather, compute)
+        for gather in BLOCKS
+        for form, compute in FORMS.items()
+    },
     **WINDOWS,
     **OF_ROWS,
 }
@@ -368,10 +372,12 @@ NEAR_MISSES = {
     ),
     "dtypes of two kinds": lambda x, B, W: rows(x.astype("float32"), B[INDEX]),
     "products that are not summed": lambda x, B, W: x[:, :, None] * B[INDEX],
-    "products that are summed over examples": lambda x, B, W: (x[:, :, None] * B[INDEX]).sum((0, 1)),
-    "products that are summed over all of a block": lambda x, B, W: (
-        (of(None, None, None) * B[INDEX]).sum((1, 2))
+    "products that are summed over examples": lambda x, B, W: (x[:, :, None] * B[INDEX]).sum(
+        (0, 1)
     ),
+    "products that are summed over all of a block": lambda x, B, W: (
+        of(None, None, None) * B[INDEX]
+    ).sum((1, 2)),
     "blocks that are summed": lambda x, B, W: B[INDEX].sum(1) * x[:, :1],
     "a square": lambda x, B, W: (B[INDEX] * B[INDEX] * x[:, :, None]).sum(1),
     "one window for all": lambda x, B, W: pt.tensordot(

@@ -11,6 +11,7 @@ from numba.extending import overload
 from numba.np.unsafe.ndarray import to_fixed_tuple
 from numpy.lib.stride_tricks import as_strided
 from pytensor.configdefaults import config
+from pytensor.graph.basic import Constant
 from pytensor.link.numba.dispatch.basic import (
     numba_funcify_and_cache_key,
     register_funcify_and_cache_key,
@@ -53,6 +54,7 @@ from blocksparse_ops.ops import SparseBlockGemv, SparseBlockOuter
 from blocksparse_ops.part import NOT_WRITEABLE, SparseBlockOuterInPart
 from blocksparse_ops.signature import DOT, LARGEST, NO_FAULT, SHAPE
 from blocksparse_ops.update_blocks import UpdateBlocks, repeats
+from blocksparse_ops.zeros import BlockFull
 
 # The types of scalar that the tiles are written for.
 FAST = ("float32", "float64")
@@ -223,10 +225,16 @@ def known_of_indices(node):
         bounds = (least, greatest) if least >= 0 and greatest <= LARGEST else (-1, -1)
         return Known(*bounds, not names_block.all(), of_any.padding)
 
-    return tuple(
-        known_of(variable.data) if is_constant else of_any
-        for variable, is_constant in zip(op.indices(node), op.constant_indices(node), strict=True)
-    )
+    values = map(values_of, op.indices(node))
+    return tuple(of_any if index is None else known_of(index) for index in values)
+
+
+def values_of(index):
+    """The values that an index has when a function is compiled, if they are known then."""
+    if isinstance(index, Constant):
+        return index.data
+    is_full = index.owner is not None and isinstance(index.owner.op, BlockFull)
+    return values_of(index.owner.inputs[0]) if is_full else None
 
 
 def cache_key(node):

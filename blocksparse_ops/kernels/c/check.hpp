@@ -93,10 +93,13 @@ bool count_from_start(const Index* __restrict values, i64 step, i64 count, i64 b
 template <class Index>
 Fault check_index_as(const Array& index, i64 argument, i64 blocks, i64* from_start) {
     constexpr i64 size = sizeof(Index);
-    const i64 step = index.strides[1] / size;
+    // Windows of one place are one row, as are rows one after the other.
+    const bool is_column = index.shape[1] == 1 && index.strides[0] % size == 0;
+    const i64 step = index.strides[is_column ? 0 : 1] / size;
     const bool is_contiguous = step == 1 && index.strides[0] == index.shape[1] * size;
-    const i64 rows = is_contiguous ? 1 : index.shape[0];
-    const i64 length = is_contiguous ? index.shape[0] * index.shape[1] : index.shape[1];
+    const bool is_one_row = is_column || is_contiguous;
+    const i64 rows = is_one_row ? 1 : index.shape[0];
+    const i64 length = is_one_row ? index.shape[0] * index.shape[1] : index.shape[1];
     const auto count = [&](const Index* row, i64 step) __attribute__((always_inline)) {
         return count_from_start(row, step, length, blocks, index.padding, from_start);
     };

@@ -175,8 +175,10 @@ ready_pass, call_pass = PASS.ready, PASS.call
 
 @kernel
 def is_contiguous(index):
+    """Whether the values are one after the other; along an axis of length 1 any step is."""
     (batch, window), (row_step, step) = index.shape, index.strides
-    return step == index.itemsize and (row_step == window * step or batch == 1)
+    are_rows = window == 1 or step == index.itemsize
+    return are_rows and (batch == 1 or row_step == window * index.itemsize)
 
 
 @kernel
