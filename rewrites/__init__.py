@@ -68,6 +68,7 @@ read their sizes off arrays, before PyTensor computes sizes from others. It opti
 """
 
 from blocksparse_ops.rewrites import bias as bias
+from blocksparse_ops.rewrites import full as full
 from blocksparse_ops.rewrites import gathered as gathered
 from blocksparse_ops.rewrites import gathered_einsum as gathered_einsum
 from blocksparse_ops.rewrites import gathered_gradient as gathered_gradient

@@ -125,6 +125,8 @@ def operands_of(einsum: Apply) -> tuple[list[Labelled], str]:
 
 def is_pullback(node: Apply, einsum: Apply) -> bool:
     """Whether a node is what PyTensor computes an einsum's gradients by."""
+    if len(node.inputs) != len(einsum.inputs) + 2:  # a derivative of that
+        return False
     first, *_ = einsum.op.pullback(einsum.inputs, einsum.outputs, node.inputs[-1:])
     op = first.owner.op
     # PyTensor 3.0 gives a function ops of its own.

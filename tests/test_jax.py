@@ -243,6 +243,44 @@ def test_constant_indices_are_not_sorted_by_xla():
     assert "stablehlo.sort" not in text
 
 
+@pytest.mark.parametrize("windows", ["all blocks", "some", "repeated and negative"])
+def test_constant_windows_that_all_examples_share(windows):
+    """A dense product; its gradients, by PyTensor and by JAX, too."""
+    sizes = Sizes(3, 4, 5, 6, 3, 4, 7)
+    arrays = Draw(sizes, 0, "float64").dot()
+    window = {
+        "all blocks": (np.arange(3), np.arange(4)),
+        "some": (np.array([2, 0]), np.array([1])),
+        "repeated and negative": (np.array([2, -1, 0]), np.array([1, -3, 0])),
+    }[windows]
+    inputIdx, outputIdx = (np.tile(index, (sizes.batch, 1)) for index in window)
+    arrays["h"] = arrays["h"][:, : len(window[0])]
+    W, h = symbols({name: arrays[name] for name in ("W", "h")}).values()
+    out = sparse_block_dot(W, h, inputIdx, None, outputIdx)
+    loss = (out**2).sum()
+    outputs = [out, *pt.grad(loss, [W, h])]
+    values = arrays["W"], arrays["h"]
+    expected = pytensor.function([W, h], outputs, mode="FAST_COMPILE")(*values)
+    function = pytensor.function([W, h], outputs, mode="JAX")
+    text = jax.jit(jaxified([W, h], outputs)).lower(*values).as_text()
+    assert "stablehlo.dot_general" in text
+    assert "stablehlo.while" not in text
+    for one, other in zip(function(*values), expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-9)
+    computed = jaxified([W, h], loss)
+    gradients = jax.grad(lambda *values: computed(*values)[0], (0, 1))
+    for one, other in zip(gradients(*values), expected[1:], strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-9)
+
+
+def test_a_shared_window_out_of_range_is_told_as_any():
+    W, h = pt.dtensor4("W"), pt.dtensor3("h")
+    indices = np.full((2, 1), 3), np.zeros((2, 1), int)
+    out = sparse_block_dot(W, h, indices[0], None, indices[1])
+    function = pytensor.function([W, h], out, mode="JAX")
+    assert np.isnan(function(np.ones((3, 1, 1, 1)), np.ones((2, 1, 1)))).all()
+
+
 WITHOUT_X64 = """
 import numpy as np, pytensor.tensor as pt, pytensor
 from blocksparse_ops import sparse_block_dot

@@ -54,6 +54,17 @@ class Constants:
     def exchanged(self) -> "Constants":
         return Constants(self.right, self.left)
 
+    def shared_windows(self, blocks: Sequence[int]) -> tuple[np.ndarray, np.ndarray] | None:
+        """The window of each side that all examples have, counted from the start, if they do."""
+        if len(self.left) < 2 or any((x != x[:1]).any() for x in (self.left, self.right)):
+            return None
+        i, j = (
+            count_from_start(np, x[0], count, int)
+            for x, count in zip((self.left, self.right), blocks, strict=True)
+        )
+        are_in_range = (i < blocks[0]).all() and (j < blocks[1]).all()
+        return (i, j) if are_in_range else None
+
 
 def cut_by_block(
     left: Array,
@@ -198,6 +209,28 @@ def multiply(h: Array, W: Array, i: Array, j: Array, transposed: bool, may_be_no
     return (h.reshape(batch, 1, 1, -1) @ matrices)[:, :, 0]
 
 
+def are_all(index: np.ndarray, blocks: int) -> bool:
+    return np.array_equal(index, np.arange(blocks))
+
+
+def gemv_of_shared_windows(
+    o: Array, W: Array, h: Array, i: np.ndarray, j: np.ndarray, transposed: bool
+) -> Array:
+    """A dense product with the blocks of the one window of all examples."""
+    first, second = (j, i) if transposed else (i, j)
+    is_whole = are_all(first, W.shape[0]) and are_all(second, W.shape[1])
+    blocks = W if is_whole else W[np.ix_(first, second)]
+    product = jnp.einsum("nvq,wvpq->nwp" if transposed else "nvp,vwpq->nwq", h, blocks)
+    return o + product.astype(o.dtype)
+
+
+def outer_of_shared_windows(o: Array, x: Array, y: Array, i: np.ndarray, j: np.ndarray) -> Array:
+    products = jnp.einsum("nvp,nwq->vwpq", x, y)
+    if are_all(i, o.shape[0]) and are_all(j, o.shape[1]):
+        return o + products.astype(o.dtype)
+    return add_at(o, np.ix_(i, j), products)
+
+
 def examples_of_step(sizes: Sizes, blocks: Array) -> int:
     """How many examples to gather all blocks of at a time; 0 if there is a better way."""
     block = blocks.shape[2] * blocks.shape[3]
@@ -262,6 +295,9 @@ def gemv_in_steps(
     """
     iBlocks, oBlocks = W.shape[1::-1] if transposed else W.shape[:2]
     sizes = countable_sizes(inputIdx, outputIdx, (iBlocks, oBlocks))
+    shared = constants.shared_windows((iBlocks, oBlocks)) if constants and padding is None else None
+    if shared is not None:
+        return gemv_of_shared_windows(o, W, h, *shared, transposed)
     i, j = counted(inputIdx, iBlocks, padding), counted(outputIdx, oBlocks, padding)
     may_be_none = padding is not None
     if padding is not None:
@@ -317,6 +353,9 @@ def outer_in_steps(
     sizes = countable_sizes(xIdx, yIdx, o.shape[:2])
     if not sizes.triples or not o.size:
         return o
+    shared = constants.shared_windows(o.shape[:2]) if constants and padding is None else None
+    if shared is not None:
+        return outer_of_shared_windows(o, x, y, *shared)
     xIdx, yIdx = counted(xIdx, sizes.iBlocks, padding), counted(yIdx, sizes.oBlocks, padding)
     if of_step := examples_of_step(sizes, o):
         return outer_by_example(o, x, y, xIdx, yIdx, of_step)
