@@ -59,7 +59,7 @@ def batch_of_full_windows(
     indices: Sequence[Variable],
     others: Sequence[TensorVariable],
 ) -> int | None:
-    """How many examples there are, if each is known to use all blocks, in order, and these small."""
+    """How many examples there are, if each is known to use all blocks, in order."""
     shape = blocks.type.shape
     is_known = None not in shape and all(isinstance(index, Constant) for index in indices)
     if node.op.inplace or node.op.padding_idx is not None or not is_known:
@@ -82,6 +82,6 @@ def added(node: Apply, o: TensorVariable, result: TensorVariable) -> Variable:
     return old.type.filter_variable(result, allow_convert=True)
 
 
-# On CPUs: after what merges the ops, from 1.52 on, and before 2, where PyTensor begins to specialise.
+# On CPUs: after what merges the ops, from 1.52 on, and before 1.7, where PyTensor sees to dots.
 register_pass(local_full_gemv, "inplace", position=1.57)
 register_pass(local_full_outer, "inplace", position=1.571)
