@@ -106,9 +106,8 @@ def is_of_windows(gather: Gather) -> bool:
     if len(gather.indices) != 2 or len({x.type.ndim for x in gather.indices}) != 1:
         return False
     one, other = map(gather.axes_of, gather.indices)
-    if gather.places == 1:
-        return one == other
-    return gather.places == 3 and len(one) == len(other) == 2 and one != other
+    are_examples = len(one & other) == 1 and len(one - other) < 2 and len(other - one) < 2
+    return are_examples and len(one | other) == gather.places
 
 
 def check_lengths(fgraph: FunctionGraph, gather: Gather) -> None:
@@ -150,12 +149,12 @@ def one_of(axes: Sequence[int], chosen: set[int]) -> int | None:
 
 
 def are_of_sides(gather: Gather, inputs: int | None, outputs: int | None) -> bool:
-    """Whether each index differs along the window of one side at the most."""
+    """Whether each index differs along the window of its side alone."""
     windows = {inputs, outputs} - {None}
-    found = [gather.axes_of(index) & windows for index in gather.indices]
     if len(gather.indices) == 1:
         return len(windows) < 2
-    return all(len(x) == len(windows) // 2 for x in found) and len(windows) != 1
+    one, other = map(gather.axes_of, gather.indices)
+    return one ^ other == windows
 
 
 class Arguments(NamedTuple):
@@ -175,10 +174,10 @@ def arguments_of(fgraph: FunctionGraph, gather: Gather, axes: Axes) -> Arguments
         indices = (of_window, zero) if axes.is_input else (zero, of_window)
         order = [0, "x", *order] if axes.is_input else ["x", 0, *order]
     else:
+        window = axes.outputs if axes.inputs is None else axes.inputs
+        is_of_first = window in gather.axes_of(gather.indices[0])
         is_exchanged = (
-            axes.is_reversed
-            if axes.inputs is None
-            else axes.inputs not in gather.axes_of(gather.indices[0])
+            axes.is_reversed if window is None else is_of_first == (axes.inputs is None)
         )
         input_index, output_index = gather.indices[:: -1 if is_exchanged else 1]
         indices = (

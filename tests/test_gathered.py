@@ -78,6 +78,13 @@ SHAPES = {
         (BATCH, PLACES, 1),
         (BATCH, 1, PLACES + 1),
     ),
+    "inputs, one output": (
+        (BATCH, PLACES, ROWS),
+        (5, 4, ROWS, COLUMNS),
+        (BATCH, PLACES),
+        (BATCH, 1),
+    ),
+    "one input, outputs": ((BATCH, ROWS), (5, 4, ROWS, COLUMNS), (BATCH, 1), (BATCH, PLACES)),
     "rows": ((BATCH, ROWS), (5, ROWS), (BATCH,)),
     "windows of rows": ((BATCH, PLACES, ROWS), (5, ROWS), (BATCH, PLACES)),
     "weighted rows": ((BATCH, PLACES), (5, COLUMNS), (BATCH, PLACES)),
@@ -104,6 +111,8 @@ WINDOWS = {
     "each, matmul": ("inputs", lambda x, B: (x[:, :, None, :] @ B)[:, :, 0]),
     "each, einsum": ("inputs", lambda x, B: pt.einsum("nvp,nvpq->nvq", x, B)),
     "both, einsum": ("both", lambda x, B: pt.einsum("nvp,nvwpq->nwq", x, B)),
+    "inputs of one output": ("inputs, one output", lambda x, B: (x[..., None] * B).sum((1, 2))),
+    "outputs of one input": ("one input, outputs", lambda x, B: x[:, None, None, :] @ B),
     "both, product and sum": ("both", lambda x, B: (x[:, :, None, :, None] * B).sum((1, 3))),
 }
 
@@ -183,6 +192,29 @@ def test_rows_run_as_the_op_in_c(mode, form, is_static):
     function = pytensor.function(inputs, outputs, mode=in_python(mode))
     assert count(function)[:2] == ((2, 1) if mode == "CVM" else (0, 0))
     compare(inputs, outputs, arrays, function)
+
+
+@pytest.mark.parametrize(
+    ("rows", "wrt", "is_faster"),
+    [
+        (16, (), True),
+        (15, (), False),
+        (8, ("B",), True),
+        (7, ("B",), False),
+        (2, ("x",), False),
+        (2, ("x", "B"), True),
+        (None, (), False),
+        (None, ("B",), False),
+        (None, ("x", "B"), True),
+    ],
+)
+def test_in_numba_a_sum_of_products_is_the_op_where_that_is_faster(rows, wrt, is_faster):
+    x, B = of(None, rows), of(5, rows, 3)
+    y = (x[:, :, None] * B[INDEX]).sum(1)
+    outputs = [y, *pt.grad((y**2).sum(), [{"x": x, "B": B}[name] for name in wrt])]
+    function = pytensor.function([x, B, INDEX], outputs, mode=in_python("NUMBA"))
+    gemvs, outers, _ = count(function)
+    assert (gemvs, outers) == ((1 + ("x" in wrt), int("B" in wrt)) if is_faster else (0, 0))
 
 
 @pytest.mark.parametrize("form", ["batch of rows", "einsum"])
@@ -362,6 +394,9 @@ NEAR_MISSES = {
     "two indices of lengths that may differ": lambda x, B, W: rows(
         x, W[pt.vector(dtype="int64"), INDEX]
     ),
+    "two indices that differ along one window": lambda x, B, W: (
+        of(6, 2, None)[..., None] * W[of(6, 2, dtype="int64"), of(6, 2, dtype="int64")]
+    ).sum((1, 2)),
     "all rows for each": lambda x, B, W: x @ B[INDEX],
     "an index of three axes": lambda x, B, W: (
         of(None, None, None, 1, None) @ B[pt.tensor3(dtype="int64")]
