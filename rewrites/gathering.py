@@ -176,9 +176,7 @@ def arguments_of(fgraph: FunctionGraph, gather: Gather, axes: Axes) -> Arguments
     else:
         window = axes.outputs if axes.inputs is None else axes.inputs
         is_of_first = window in gather.axes_of(gather.indices[0])
-        is_exchanged = (
-            axes.is_reversed if window is None else is_of_first == (axes.inputs is None)
-        )
+        is_exchanged = axes.is_reversed if window is None else is_of_first == (axes.inputs is None)
         input_index, output_index = gather.indices[:: -1 if is_exchanged else 1]
         indices = (
             arranged(input_index, axes, axes.inputs),

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytensor
 import pytest
+from pytensor.compile.mode import Mode, get_mode
 
 if sys.version_info < (3, 12):
     pytest.skip("needs Python 3.12", allow_module_level=True)
@@ -61,6 +62,27 @@ def test_both_forms_have_the_same_gradient(example):
         results.append(example.time_gradient(model, seconds=0)[0])
     for sparse, gather in zip(*results, strict=True):
         np.testing.assert_allclose(sparse, gather, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["regressions", "networks"])
+def test_models_that_do_not_name_the_package_have_the_same_gradient(name):
+    pytest.importorskip("sklearn")
+    model, _ = import_module("pymc_unchanged").MODELS[name](np.random.default_rng(0), 300)
+    mode = Mode("py", get_mode("CVM").provided_optimizer)
+    functions = [
+        model.logp_dlogp_function(ravel_inputs=True, mode=mode)
+        for mode in (mode, mode.excluding("blocksparse"))
+    ]
+    size = sum(np.size(value) for value in model.initial_point().values())
+    point = np.random.default_rng(1).normal(size=size)
+    for one, other in zip(*(function(point) for function in functions), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9)
+    ops = [
+        sum("SparseBlock" in str(node.op) for node in f._pytensor_function.maker.fgraph.toposort())
+        for f in functions
+    ]
+    assert ops[0] >= 2
+    assert ops[1] == 0
 
 
 def test_padded_windows_are_a_dense_design_matrix(monkeypatch):
