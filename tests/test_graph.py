@@ -378,6 +378,7 @@ def test_public_names():
         "SparseBlockGemv",
         "SparseBlockOuter",
         "block_gradient",
+        "explain",
         "h_softmax",
         "log_h_softmax",
         "sparse_block_dot",
