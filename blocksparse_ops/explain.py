@@ -38,11 +38,11 @@ class LeftAsWritten(Feature):
         return self
 
 
-def reasons_of(fgraph: Any) -> dict[Variable, str]:
-    """The reasons kept with a graph, to be read and written."""
+def keep_reason(fgraph: Any, blocks: Variable, reason: str) -> None:
+    """Keep why a gather was left, in place of what was kept of it before."""
     if not hasattr(fgraph, "left_as_written"):
         fgraph.attach_feature(LeftAsWritten())
-    return fgraph.left_as_written.reasons
+    kept_reasons(fgraph)[blocks] = reason
 
 
 def kept_reasons(fgraph: Any) -> dict[Variable, str]:

@@ -17,7 +17,7 @@ from pytensor.tensor.elemwise import DimShuffle
 from pytensor.tensor.math import Dot, Sum
 from pytensor.tensor.variable import TensorVariable
 
-from blocksparse_ops.explain import reasons_of
+from blocksparse_ops.explain import keep_reason, kept_reasons
 from blocksparse_ops.ops import sparse_block_gemv
 from blocksparse_ops.rewrites.bias import GATHERS
 from blocksparse_ops.rewrites.gathering import (
@@ -242,7 +242,6 @@ def by_the_op(
 ) -> dict[Variable, Variable] | None:
     """All products with gathered blocks by the op, if nothing else uses these and it pays."""
     [blocks] = node.outputs
-    reasons = reasons_of(fgraph)
     try:
         products = products_of(fgraph, node)
         pays(fgraph, node, products)
@@ -254,11 +253,11 @@ def by_the_op(
             results[old] = old.type.filter_variable(result, allow_convert=True)
     except LeftAlone as reason:
         if is_multiplied(fgraph, blocks):
-            reasons[blocks] = str(reason)
+            keep_reason(fgraph, blocks, str(reason))
         return None
     except (IndexError, ValueError):  # of sizes or constants: raised when the graph runs
         return None
-    reasons.pop(blocks, None)
+    kept_reasons(fgraph).pop(blocks, None)
     return results
 
 
