@@ -4,6 +4,7 @@ import resource
 import subprocess
 import sys
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytensor
@@ -47,26 +48,33 @@ def growth(mode, batch):
     return peak() - before
 
 
+GATHERED = {
+    "einsum": ("one", FORMS["einsum"]),
+    **{
+        form: WINDOWS[form]
+        for kind in ("inputs", "outputs")
+        for form in (f"{kind}, {how}" for how in ("matmul", "einsum", "product and sum"))
+    },
+}
+
+
+@cache
+def gathered(mode, form):
+    """A product and its gradients, as a function of sizes that are not known."""
+    kind, compute = GATHERED[form]
+    _, inputs = arrays_and_variables(SHAPES[kind], dtype="float32")
+    return pytensor.function(inputs, product_and_gradients(compute, *inputs), mode=mode)
+
+
 def growth_of_gathered(mode, batch):
-    """The same of what is written by gathering, form by form."""
+    """The same of all that is written by gathering."""
     before = peak()
-    for kind, compute in GATHERED:
+    for form, (kind, _) in GATHERED.items():
         sizes = {BATCH: batch, ROWS: SIZES.iSize, COLUMNS: SIZES.oSize, PLACES: SIZES.iWin}
         shapes = [[sizes.get(size, size) for size in shape] for shape in SHAPES[kind]]
-        arrays, inputs = arrays_and_variables(shapes, dtype="float32")
-        outputs = product_and_gradients(compute, *inputs)
-        pytensor.function(inputs, outputs, mode=mode)(*arrays)
+        arrays, _ = arrays_and_variables(shapes, dtype="float32")
+        gathered(mode, form)(*arrays)
     return peak() - before
-
-
-GATHERED = [
-    ("one", FORMS["einsum"]),
-    *(
-        WINDOWS[f"{k}, {form}"]
-        for k in ("inputs", "outputs")
-        for form in ("matmul", "einsum", "product and sum")
-    ),
-]
 
 
 if __name__ == "__main__":
