@@ -50,11 +50,7 @@ def growth(mode, batch):
 
 GATHERED = {
     "einsum": ("one", FORMS["einsum"]),
-    **{
-        form: WINDOWS[form]
-        for kind in ("inputs", "outputs")
-        for form in (f"{kind}, {how}" for how in ("matmul", "einsum", "product and sum"))
-    },
+    **{form: WINDOWS[form] for form in ("inputs, product and sum", "outputs, matmul")},
 }
 
 
