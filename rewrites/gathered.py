@@ -43,10 +43,10 @@ from blocksparse_ops.zeros import zeros
 # PyTensor means to remove it.
 BATCHED_DOTS = classes_in(blas, "BatchedDot")
 
-# In Numba PyTensor fuses a gather, a product and a sum of it. Blocks of so many rows took at least
-# as long that way: in a product alone 1 to 3 times as long (of 8 rows down to 0.86 times), in one
-# with the gradient in the blocks 1.2 to 5 times (of 8 rows 1.5 to 5, of 4 rows down to 0.8).
-FUSED_ROWS, FUSED_ROWS_AND_GRADIENT = 16, 8
+# In Numba PyTensor fuses a gather, a product and a sum of it. Without gradients its loop took, for
+# blocks of so many rows and columns, 1 to 5 times as long as the op, of 8 x 64 or 16 x 4 down to
+# 0.5; with the gradient in the blocks, of so many rows, 1.1 to 5 times, of 4 down to 0.8.
+FUSED_SIDE, FUSED_ROWS = 16, 8
 
 
 class Product(NamedTuple):
@@ -281,11 +281,14 @@ def pays_by_numba(fgraph: FunctionGraph, node: Apply, products: list[Product]) -
     need_sum(products)
     [blocks], [array, *_] = node.outputs, node.inputs
     if array.type.ndim - len(node.inputs[1:]) == 2:
-        rows = min(size_known(blocks, product.axes.rows) for product in products)
+        rows, columns = (
+            min(size_known(blocks, getattr(product.axes, side)) for product in products)
+            for side in ("rows", "columns")
+        )
         is_written = any(isinstance(x.op, WRITES) for x, _ in fgraph.clients[node.inputs[1]])
-        if is_written and (len(products) > 1 or rows >= FUSED_ROWS_AND_GRADIENT):
+        if is_written and (len(products) > 1 or rows >= FUSED_ROWS):
             return
-        if rows >= FUSED_ROWS:
+        if min(rows, columns) >= FUSED_SIDE:
             return
     raise LeftAlone("PyTensor fuses the gather, the product and the sum into one loop")
 

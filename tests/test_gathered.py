@@ -209,7 +209,7 @@ def test_rows_run_as_the_op_in_c(mode, form, is_static):
     ],
 )
 def test_in_numba_a_sum_of_products_is_the_op_where_that_is_faster(rows, wrt, is_faster):
-    x, B = of(None, rows), of(5, rows, 3)
+    x, B = of(None, rows), of(5, rows, rows)
     y = (x[:, :, None] * B[INDEX]).sum(1)
     outputs = [y, *pt.grad((y**2).sum(), [{"x": x, "B": B}[name] for name in wrt])]
     function = pytensor.function([x, B, INDEX], outputs, mode=in_python("NUMBA"))
