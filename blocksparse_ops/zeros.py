@@ -182,9 +182,15 @@ def zeros_like(x: TensorVariable) -> TensorVariable:
     return zeros((x.shape[axis] for axis in range(x.type.ndim)), x.dtype)
 
 
-def is_zeros(x: Variable) -> bool:
-    """Whether a variable is known to hold nothing but zeros, from whatever it was built."""
+def known_value(x: Variable) -> Any:
+    """What a variable is known to hold everywhere, from whatever it was built, or None."""
     value = get_underlying_scalar_constant_value(
         x, only_process_constants=False, raise_not_constant=False
     )
-    return not isinstance(value, Variable) and bool(value == 0)
+    return None if isinstance(value, Variable) else value
+
+
+def is_zeros(x: Variable) -> bool:
+    """Whether a variable is known to hold nothing but zeros."""
+    value = known_value(x)
+    return value is not None and bool(value == 0)

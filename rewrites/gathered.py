@@ -94,7 +94,7 @@ class Use(NamedTuple):
         return [x for k, x in enumerate(self.node.inputs) if k != self.position]
 
 
-def products_of(fgraph: FunctionGraph, node: Apply) -> list[Product]:
+def products_of(fgraph: FunctionGraph, gather: Gather, blocks: TensorVariable) -> list[Product]:
     """The products with gathered blocks.
 
     Raises
@@ -102,9 +102,7 @@ def products_of(fgraph: FunctionGraph, node: Apply) -> list[Product]:
     LeftAlone
         If anything else is done with these.
     """
-    gather = gather_of(node)
     check_lengths(fgraph, gather)
-    [blocks] = node.outputs
     uses = uses_of(fgraph, gather, blocks, blocks, range(gather.ndim))
     return [(dot_of if is_batched_dot(use.node) else sum_of)(fgraph, use) for use in uses]
 
@@ -238,17 +236,18 @@ def laid_out(
 
 
 def by_the_op(
-    fgraph: FunctionGraph, node: Apply, pays: Callable[[FunctionGraph, Apply, list[Product]], None]
+    fgraph: FunctionGraph, node: Apply, check_gain: Callable[..., None]
 ) -> dict[Variable, Variable] | None:
-    """All products with gathered blocks by the op, if nothing else uses these and it pays."""
+    """All products with gathered blocks by the op, if nothing else uses these and it gains."""
     [blocks] = node.outputs
     try:
-        products = products_of(fgraph, node)
-        pays(fgraph, node, products)
+        gather = gather_of(node)
+        products = products_of(fgraph, gather, blocks)
+        check_gain(fgraph, gather, blocks, products)
         results = {}
         for product in products:
             [old] = product.node.outputs
-            result = computed(fgraph, gather_of(node), product)
+            result = computed(fgraph, gather, product)
             copy_stack_trace(old, result)
             results[old] = old.type.filter_variable(result, allow_convert=True)
     except LeftAlone as reason:
@@ -271,7 +270,9 @@ def is_multiplied(fgraph: FunctionGraph, blocks: TensorVariable) -> bool:
     return False
 
 
-def pays_by_numba(fgraph: FunctionGraph, node: Apply, products: list[Product]) -> None:
+def check_gain_in_numba(
+    fgraph: FunctionGraph, gather: Gather, blocks: TensorVariable, products: list[Product]
+) -> None:
     """Raise LeftAlone where the loop that PyTensor makes of a gather and a sum is as fast.
 
     It is not where both gradients are computed, however small the blocks are.
@@ -279,13 +280,12 @@ def pays_by_numba(fgraph: FunctionGraph, node: Apply, products: list[Product]) -
     if any(product.is_dot for product in products):
         return
     need_sum(products)
-    [blocks], [array, *_] = node.outputs, node.inputs
-    if array.type.ndim - len(node.inputs[1:]) == 2:
+    if gather.block_ndim == 2:
         rows, columns = (
             min(size_known(blocks, getattr(product.axes, side)) for product in products)
             for side in ("rows", "columns")
         )
-        is_written = any(isinstance(x.op, WRITES) for x, _ in fgraph.clients[node.inputs[1]])
+        is_written = any(isinstance(x.op, WRITES) for x, _ in fgraph.clients[gather.indices[0]])
         if is_written and (len(products) > 1 or rows >= FUSED_ROWS):
             return
         if min(rows, columns) >= FUSED_SIDE:
@@ -293,12 +293,13 @@ def pays_by_numba(fgraph: FunctionGraph, node: Apply, products: list[Product]) -
     raise LeftAlone("PyTensor fuses the gather, the product and the sum into one loop")
 
 
-def pays_in_c(fgraph: FunctionGraph, node: Apply, products: list[Product]) -> None:
+def check_gain_in_c(
+    fgraph: FunctionGraph, gather: Gather, blocks: TensorVariable, products: list[Product]
+) -> None:
     """Raise LeftAlone where only products of numbers are summed, or none."""
     if any(product.is_dot for product in products):
         raise LeftAlone("dots are what local_gathered_product is for")
     need_sum(products)
-    [blocks] = node.outputs
     if all(is_dot_of_numbers(blocks, product) for product in products):
         raise LeftAlone("a block is a number")
 
@@ -325,13 +326,13 @@ def local_gathered_product(fgraph: FunctionGraph, node: Apply) -> dict[Variable,
     For all products with the gathered blocks, if nothing else uses these: each time a gather less
     is used.
     """
-    return by_the_op(fgraph, node, pays_by_numba)
+    return by_the_op(fgraph, node, check_gain_in_numba)
 
 
 @node_rewriter(GATHERS)
 def local_gathered_sum(fgraph: FunctionGraph, node: Apply) -> dict[Variable, Variable] | None:
     """(column * W[i, j]).sum(rows) -> gemv(zeros, W, column, i, j), where C++ is compiled"""
-    return by_the_op(fgraph, node, pays_in_c)
+    return by_the_op(fgraph, node, check_gain_in_c)
 
 
 # Before what looks at the results: norms of gradients from 1.54 on, biases and steps.

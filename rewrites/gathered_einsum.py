@@ -19,6 +19,7 @@ from blocksparse_ops.rewrites.gathering import (
     axes_of,
     gather_of,
     gathered,
+    is_permutation,
     with_axes,
 )
 from blocksparse_ops.rewrites.match import register_pass
@@ -53,7 +54,7 @@ def local_gathered_einsum(fgraph: FunctionGraph, node: Apply) -> dict[Variable, 
     gradients = dict.fromkeys(x for x in users if is_gradient(x, node))
     try:
         [gather] = [gather_of(x) for x in sources if x is not None]
-        is_of_matrices = gather.places == 1 and gather.ndim == 3
+        is_of_matrices = gather.places == 1 and gather.block_ndim == 2
         pairs = inlined(node, *gradients) if is_of_matrices else written(node, gather, *gradients)
         results = {}
         for old, new in pairs:
@@ -99,10 +100,10 @@ def as_gathered(x: Labelled) -> Labelled:
     """Blocks with the axes in the order in which they were gathered."""
     variable, labels = x
     while isinstance(variable.owner.op, DimShuffle):
+        if not is_permutation(variable.owner):
+            raise LeftAlone("axes are added to gathered blocks")
         order = variable.owner.op.new_order
         [variable] = variable.owner.inputs
-        if sorted(order, key=str) != list(range(variable.type.ndim)):
-            raise LeftAlone("axes are added to gathered blocks")
         labels = "".join(labels[order.index(axis)] for axis in range(len(order)))
     return Labelled(variable, labels)
 

@@ -12,7 +12,6 @@ from pytensor import scalar as ps
 from pytensor.graph.basic import Apply, Variable
 from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.rewriting.basic import copy_stack_trace, node_rewriter
-from pytensor.tensor.elemwise import DimShuffle
 from pytensor.tensor.math import neg, true_div
 from pytensor.tensor.shape import SpecifyShape
 from pytensor.tensor.variable import TensorVariable
@@ -30,6 +29,7 @@ from blocksparse_ops.rewrites.gathering import (
     arranged,
     check_lengths,
     gather_of,
+    is_permutation,
     with_axes,
 )
 from blocksparse_ops.rewrites.linear import minus_one, product, sizes_of
@@ -87,7 +87,7 @@ def by_the_op(fgraph: FunctionGraph, node: Apply, block_ndim: int) -> list[Varia
     base, outers, *_ = node.inputs
     try:
         gather = gather_of(node)
-        if gather.ndim - gather.places != block_ndim:
+        if gather.block_ndim != block_ndim:
             return None
         check_write(fgraph, node, gather)
         terms = [outer_product(gather, x) for x in terms_of(outers, gather)]
@@ -145,11 +145,6 @@ def terms_of(outers: TensorVariable, gather: Gather) -> list[Factors]:
     if is_elementwise(node, ps.Sub):
         parts[1] = [Factors([neg(x), *others], below) for (x, *others), below in parts[1]]
     return list(chain(*parts))
-
-
-def is_permutation(node: Apply) -> bool:
-    is_dimshuffle = isinstance(node.op, DimShuffle)
-    return is_dimshuffle and sorted(node.op.new_order, key=str) == list(range(node.op.input_ndim))
 
 
 def factors_of(x: TensorVariable, block: Sequence[int]) -> Factors:

@@ -65,6 +65,10 @@ class Gather(NamedTuple):
     def ndim(self) -> int:
         return self.places + self.array.type.ndim - len(self.indices)
 
+    @property
+    def block_ndim(self) -> int:
+        return self.ndim - self.places
+
     def axes_of(self, index: TensorVariable) -> set[int]:
         """The axes along which an index differs: all of one that is alone."""
         if len(self.indices) == 1:
@@ -90,7 +94,7 @@ def gather_of(node: Apply) -> Gather:
         raise LeftAlone("a slice is among the indices, or an axis before them")
     if not all(x.type.dtype in (*int_dtypes, *uint_dtypes) for x in indices):
         raise LeftAlone("an index is a mask")
-    if gather.array.type.ndim - len(indices) not in (1, 2):
+    if gather.block_ndim not in (1, 2):
         raise LeftAlone("what is gathered are neither rows nor matrices")
     if gather.array.type.dtype not in ("float32", "float64"):
         raise LeftAlone(f"the blocks are of dtype {gather.array.type.dtype}")
@@ -221,6 +225,12 @@ def size_of_place(fgraph: FunctionGraph, gather: Gather, axis: int) -> TensorVar
 
 def product_of_sizes(sizes: Sequence[TensorVariable]) -> TensorVariable:
     return sizes[0] if len(sizes) == 1 else mul(*sizes)
+
+
+def is_permutation(node: Apply) -> bool:
+    """Whether a node puts all axes into another order, and that is all."""
+    is_dimshuffle = isinstance(node.op, DimShuffle)
+    return is_dimshuffle and sorted(node.op.new_order, key=str) == list(range(node.op.input_ndim))
 
 
 def through_axes(node: Apply, order: Sequence[int | str]) -> list[int | str]:
