@@ -12,6 +12,8 @@ from numba.core import codegen, config
 from numba.core.registry import cpu_target
 from pytensor.compile.builders import OpFromGraph
 from pytensor.link.c.op import COp, _NoPythonCOp
+from pytensor.link.numba.cache import CACHED_SRC_FUNCTIONS
+from pytensor.link.numba.linker import NumbaLinker
 
 from blocksparse_ops.kernels.numba.compile import Unit
 
@@ -44,6 +46,22 @@ HARDLY = type(config.OPT)(1), backend(0)
 
 load, Unit.load = Unit.load, load_optimised
 optimise(*HARDLY)
+
+
+def convert_once(self, fgraph, **kwargs):
+    """PyTensor compiles the function of a graph, and once more in a function that calls it only."""
+    if not pytensor.config.numba__cache:
+        return convert_twice(self, fgraph, **kwargs)
+    # Imported when PyTensor does, which is tested.
+    from pytensor.link.numba.dispatch.basic import numba_funcify_and_cache_key
+
+    function, key = numba_funcify_and_cache_key(fgraph, **kwargs)
+    if key is not None:
+        CACHED_SRC_FUNCTIONS[function.py_func] = f"{key}_in_tests"
+    return function, key
+
+
+convert_twice, NumbaLinker.fgraph_convert = NumbaLinker.fgraph_convert, convert_once
 
 
 def make_c_thunk(self, *args, **kwargs):

@@ -14,6 +14,7 @@ import pytensor
 import pytensor.tensor as pt
 import pytest
 from cases import Draw, Sizes, symbols
+from fresh import in_a_fresh_process
 from pytensor.compile.builders import OpFromGraph
 from pytensor.compile.mode import Mode, get_default_mode
 from pytensor.graph.replace import vectorize_graph
@@ -77,13 +78,24 @@ MODES = {
 }
 
 
-def compile_and_check(place, mode):
-    """What a fresh process does."""
+def begin():
+    """What a process that is fresh begins with."""
+    assert "blocksparse_ops.link.numba" not in sys.modules
+    warnings.simplefilter("error", UserWarning)
+
+
+def compile_and_check(place, mode, path):
+    begin()
     arrays = Draw(SIZES, 0, "float64").dot()
     inputs, total = PLACES[place](arrays)
     function = pytensor.function(inputs, total, mode=MODES[mode](), on_unused_input="ignore")
     check(function)
-    return function
+    Path(path).write_bytes(pickle.dumps(function))
+
+
+def unpickle_and_check(path):
+    begin()
+    check(pickle.loads(Path(path).read_bytes()))
 
 
 def check(function):
@@ -93,34 +105,17 @@ def check(function):
     np.testing.assert_allclose(function(*arrays.values()), float(expected), rtol=1e-10)
 
 
-if __name__ == "__main__":
-    import lighter  # noqa: F401
-
-    assert "blocksparse_ops.link.numba" not in sys.modules
-    warnings.simplefilter("error", UserWarning)
-    place, mode, path = sys.argv[1:]
-    if mode == "unpickled":
-        check(pickle.loads(Path(path).read_bytes()))
-    else:
-        Path(path).write_bytes(pickle.dumps(compile_and_check(place, mode)))
-
-
-def in_a_fresh_process(*arguments):
-    run = subprocess.run([sys.executable, __file__, *arguments], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-
-
 @pytest.mark.parametrize("place", PLACES)
 def test_no_object_mode_wherever_the_op_stands(place, tmp_path):
     """Where a graph is compiled, nor where a function is unpickled."""
     path = str(tmp_path / "function.pickle")
-    in_a_fresh_process(place, "default", path)
-    in_a_fresh_process(place, "unpickled", path)
+    in_a_fresh_process(compile_and_check, place, "default", path)
+    in_a_fresh_process(unpickle_and_check, path)
 
 
 @pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "default"])
 def test_no_object_mode_whatever_is_excluded(mode, tmp_path):
-    in_a_fresh_process("plain", mode, str(tmp_path / "function.pickle"))
+    in_a_fresh_process(compile_and_check, "plain", mode, str(tmp_path / "function.pickle"))
 
 
 TIMED = """

@@ -491,9 +491,9 @@ def test_only_touched_blocks_see_a_scale_that_is_not_finite():
 
 
 def test_stack_traces_are_kept():
-    step = Step("float64")
-    updates = [(step.W, step.W - step.lr * (step.g + HALF * step.W))]
-    with pytensor.config.change_flags(check_stack_trace="raise"):
+    with pytensor.config.change_flags(check_stack_trace="raise", traceback__limit=8):
+        step = Step("float64")
+        updates = [(step.W, step.W - step.lr * (step.g + HALF * step.W))]
         function = step.compile(updates, in_python("NUMBA"))
     for node in function.maker.fgraph.toposort():
         if isinstance(node.op, SparseBlockOuter | SparseBlockGemv):

@@ -21,38 +21,19 @@ from pytensor.link.numba.dispatch.basic import (
 from blocksparse_ops.bias import BLOCKS, COLUMNS, CheckedColumns
 from blocksparse_ops.gradient import SparseBlockGradient, SplitNumbers
 from blocksparse_ops.kernels.numba import update_blocks, version
-from blocksparse_ops.kernels.numba.arrays import (
-    Known,
-    address_of,
-    is_one_element,
-    keep_alive,
-    view,
-    view_index,
-)
-from blocksparse_ops.kernels.numba.check import OPS, call_fail, ready_fail
-from blocksparse_ops.kernels.numba.choose import is_direct
+from blocksparse_ops.kernels.numba.arrays import Known, address_of, load, view, view_index
+from blocksparse_ops.kernels.numba.check import OPS, Call, call_fail, ready_fail
 from blocksparse_ops.kernels.numba.compile import kernel
-from blocksparse_ops.kernels.numba.direct import (
-    RUN_DIRECT_GEMV,
-    RUN_DIRECT_GEMV_PARALLEL,
-    RUN_DIRECT_OUTER,
-    RUN_DIRECT_OUTER_PARALLEL,
-    writes_all,
-)
-from blocksparse_ops.kernels.numba.gemv import CHECK_GEMV, RUN_GEMV, RUN_GEMV_PARALLEL
-from blocksparse_ops.kernels.numba.gradient import (
-    OUTER_WORDS,
-    PLAN_GRADIENT,
-    RUN_GRADIENT,
-    RUN_GRADIENT_PARALLEL,
-)
-from blocksparse_ops.kernels.numba.outer import CHECK_OUTER, RUN_OUTER, RUN_OUTER_PARALLEL, outer_at
+from blocksparse_ops.kernels.numba.gemv import CHECK_GEMV
+from blocksparse_ops.kernels.numba.gradient import NEW_GRADIENT
+from blocksparse_ops.kernels.numba.outer import CHECK_OUTER
+from blocksparse_ops.kernels.numba.perform import ADD_GEMV, ADD_OUTER, NEW_GEMV, NEW_OUTER
 from blocksparse_ops.kernels.numba.plain import plain_gemv, plain_gradient, plain_outer
-from blocksparse_ops.kernels.numba.threads import one_thread, start_threads, threads_allowed
+from blocksparse_ops.kernels.numba.threads import start_threads
 from blocksparse_ops.link import numba_zeros as numba_zeros
 from blocksparse_ops.ops import SparseBlockGemv, SparseBlockOuter
 from blocksparse_ops.part import NOT_WRITEABLE, SparseBlockOuterInPart
-from blocksparse_ops.signature import DOT, LARGEST, NO_FAULT, SHAPE
+from blocksparse_ops.signature import DOT, LARGEST, SHAPE
 from blocksparse_ops.update_blocks import UpdateBlocks, repeats
 from blocksparse_ops.zeros import BlockFull
 
@@ -79,132 +60,62 @@ def overload_destination(o):
     return writeable
 
 
-# What an op is compiled to: a unit that checks all arguments but the scale; whether a call goes the
-# direct path, and whether that can start from one value; units that compute on either path, without
-# threads and with them; and a function that computes in the types of scalar that these are not
-# written for.
-Kernels = namedtuple("Kernels", "check is_direct can_start direct sorted plain")
+# What an op is compiled to: units that return a new array, work in place, and check alone, and a
+# function that computes in the types of scalar that these are not written for.
+Kernels = namedtuple("Kernels", "new add check plain")
 
-
-@kernel
-def is_direct_gemv(out, W):
-    return is_direct(W.shape[2], W.shape[3])
-
-
-@kernel
-def is_direct_outer(out, x):
-    return is_direct(out.shape[2], out.shape[3])
-
-
-@kernel
-def gemv_can_start(o, W, h):
-    return is_direct_gemv(o, W) and writes_all(h, W)
-
-
-@kernel
-def never_starts(o, first, second):
-    return False
-
-
-GEMV_KERNELS = Kernels(
-    CHECK_GEMV,
-    is_direct_gemv,
-    gemv_can_start,
-    (RUN_DIRECT_GEMV, RUN_DIRECT_GEMV_PARALLEL),
-    (RUN_GEMV, RUN_GEMV_PARALLEL),
-    plain_gemv,
-)
-OUTER_KERNELS = Kernels(
-    CHECK_OUTER,
-    is_direct_outer,
-    never_starts,
-    (RUN_DIRECT_OUTER, RUN_DIRECT_OUTER_PARALLEL),
-    (RUN_OUTER, RUN_OUTER_PARALLEL),
-    plain_outer,
-)
-
-
-def views_of(node):
-    """Compiled code that views the arrays and the indices of a call."""
-    first_known, second_known = known_of_indices(node)
-
-    @kernel
-    def view_all(out, first, second, first_index, second_index):
-        indices = view_index(first_index, first_known), view_index(second_index, second_known)
-        return (view(out), view(first), view(second), *indices)
-
-    return view_all
-
-
-def checks_of(op, unit):
-    """Compiled code that raises what a unit finds wrong with the views of a call."""
-    number, ready_check, check = OPS.index(op.signature.op), unit.ready, unit.call
-    of_any = known_of_any(op)
-    padding = int(of_any.is_padded), of_any.padding
-
-    @kernel
-    def raise_what_is_wrong(views):
-        ready_check(0, 0)
-        fault = check(0, 0, views)
-        if fault[0] != NO_FAULT:
-            ready_fail(0, 0)
-            call_fail(0, 0, (number, fault, padding))
-
-    return raise_what_is_wrong
+GEMV_KERNELS = Kernels(NEW_GEMV, ADD_GEMV, CHECK_GEMV, plain_gemv)
+OUTER_KERNELS = Kernels(NEW_OUTER, ADD_OUTER, CHECK_OUTER, plain_outer)
 
 
 def funcify(op, node, kernels):
-    """Compiled code that checks, and computes: function(o, array, array, index, index, scale)."""
-    inplace, one = op.inplace, one_of(node)
-    view_all, raise_what_is_wrong = views_of(node), checks_of(op, kernels.check)
-    direct, by_block = kernels.direct[config.openmp], kernels.sorted[config.openmp]
-    ready_direct, call_direct = direct.ready, direct.call
-    ready_sorted, call_sorted = by_block.ready, by_block.call
-    goes_direct, plain = kernels.is_direct, kernels.plain
-    are_padded = any(known.is_padded for known in known_of_indices(node))
-    can_start = never_starts if inplace or are_padded else kernels.can_start
-    threads, of_any = allowed_threads(), known_of_any(op)
+    """Compiled code of an op: function(o, first, second, first_index, second_index[, alpha])."""
+    one, about, of_any, inplace = one_of(node), call_of(op), known_of_any(op), op.inplace
+    first_known, second_known = known_of_indices(node)
+    ready_check, check = kernels.check.ready, kernels.check.call
+    ready_new, new = kernels.new.ready, kernels.new.call
+    ready_add, add = kernels.add.ready, kernels.add.call
+    plain = kernels.plain
 
     @kernel
-    def compute(out, first, second, first_index, second_index, scale, start):
-        views = view_all(out, first, second, first_index, second_index)
-        if goes_direct(out, first):
-            ready_direct(scale, 0)
-            call_direct(scale, 0, (*views, scale, start, threads()))
-        else:
-            ready_sorted(scale, 0)
-            call_sorted(scale, 0, (*views, scale, threads()))
+    def in_new(o, first, second, first_index, second_index, alpha=None):
+        scale = one if alpha is None else load(address_of(alpha), one)
+        indices = view_index(first_index, first_known), view_index(second_index, second_known)
+        ready_new(scale, 0)
+        return new(scale, 0, (view(o), view(first), view(second), *indices, scale, about))
 
     @kernel
-    def compute_plainly(out, first, second, first_index, second_index, scale, start):
-        plain(out, first, second, first_index, second_index, scale, of_any)
-
-    if one.dtype.name not in FAST:
-        compute, can_start = compute_plainly, never_starts
-
-    @kernel
-    def checked(o, first, second, first_index, second_index, scale):
-        raise_what_is_wrong(view_all(o, first, second, first_index, second_index))
-        start = 0
-        if inplace:
-            out = destination(o)
-        elif is_one_element(view(o)) and can_start(o, first, second):
-            # What starts from one value everywhere need not be written first and read again.
-            out, start = np.empty(o.shape, o.dtype), address_of(o)
-        else:
-            out = o.copy()
-        if scale != 0:
-            compute(out, first, second, first_index, second_index, scale, start)
+    def in_place(o, first, second, first_index, second_index, alpha=None):
+        scale = one if alpha is None else load(address_of(alpha), one)
+        indices = view_index(first_index, first_known), view_index(second_index, second_known)
+        out = destination(o)
+        ready_add(scale, 0)
+        add(scale, 0, (view(out), view(first), view(second), *indices, scale, about))
         return out
 
-    return checked
+    @kernel
+    def plainly(o, first, second, first_index, second_index, alpha=None):
+        scale = one if alpha is None else alpha.item()
+        indices = view_index(first_index, first_known), view_index(second_index, second_known)
+        ready_check(0, 0)
+        check(0, 0, (view(o), view(first), view(second), *indices, about))
+        out = destination(o) if inplace else o.copy()
+        if scale != 0:
+            plain(out, first, second, first_index, second_index, scale, of_any)
+        return out
+
+    if one.dtype.name not in FAST:
+        return plainly
+    return in_place if op.inplace else in_new
 
 
-def allowed_threads():
-    """Compiled code that tells how many threads a call may use."""
+def call_of(op):
+    """What kernels are told of a call besides its arrays."""
     if config.openmp:
         start_threads()
-    return threads_allowed if config.openmp else one_thread
+    of_any = known_of_any(op)
+    number = OPS.index(op.signature.op)
+    return Call(number, int(of_any.is_padded), of_any.padding, int(config.openmp))
 
 
 def known_of_any(op):
@@ -253,67 +164,38 @@ def one_of(node):
 
 @register_funcify_default_op_cache_key(SparseBlockGemv)
 def numba_funcify_SparseBlockGemv(op, node, **kwargs):
-    checked = funcify(op, node, GEMV_KERNELS)
-    one = one_of(node)
-
-    @kernel
-    def sparse_block_gemv(o, W, h, inputIdx, outputIdx):
-        return checked(o, W, h, inputIdx, outputIdx, one)
-
-    return sparse_block_gemv, cache_key(node)
+    return funcify(op, node, GEMV_KERNELS), cache_key(node)
 
 
 @register_funcify_default_op_cache_key(SparseBlockOuter)
 def numba_funcify_SparseBlockOuter(op, node, **kwargs):
-    checked = funcify(op, node, OUTER_KERNELS)
-
-    @kernel
-    def sparse_block_outer(o, x, y, xIdx, yIdx, alpha):
-        return checked(o, x, y, xIdx, yIdx, alpha.item())
-
-    return sparse_block_outer, cache_key(node)
+    return funcify(op, node, OUTER_KERNELS), cache_key(node)
 
 
 @register_funcify_default_op_cache_key(SparseBlockGradient)
 def numba_funcify_SparseBlockGradient(op, node, **kwargs):
-    one, threads = one_of(node), allowed_threads()
-    view_all, raise_what_is_wrong = views_of(node), checks_of(op, CHECK_OUTER)
-    run = (RUN_GRADIENT, RUN_GRADIENT_PARALLEL)[config.openmp]
-    ready_plan, call_plan = PLAN_GRADIENT.ready, PLAN_GRADIENT.call
-    ready_run, call_run = run.ready, run.call
+    one, about, of_any = one_of(node), call_of(op), known_of_any(op)
+    x_known, y_known = known_of_indices(node)
+    ready_check, check = CHECK_OUTER.ready, CHECK_OUTER.call
+    ready, new = NEW_GRADIENT.ready, NEW_GRADIENT.call
 
     @kernel
-    def compute(W, x, y, xIdx, yIdx, alpha):
-        views = view_all(W, x, y, xIdx, yIdx)
-        record = np.empty(OUTER_WORDS, np.int64)
-        outer = address_of(record)
-        ready_plan(alpha, 0)
-        tables = call_plan(alpha, 0, (outer, *views, alpha, threads()))
-        count = outer_at(outer, 0, alpha).plan.groups
-        inputBlock, outputBlock = np.empty(count, np.int64), np.empty(count, np.int64)
-        values = np.zeros((count, x.shape[2], y.shape[2]), x.dtype)
-        to = address_of(inputBlock), address_of(outputBlock), view(values)
-        ready_run(alpha, 0)
-        call_run(alpha, 0, (outer, *to, alpha))
-        keep_alive(record)
-        keep_alive(tables)
-        return inputBlock, outputBlock, values
-
-    of_any = known_of_any(op)
+    def gradient(W, x, y, xIdx, yIdx, alpha):
+        scale, indices = (
+            load(address_of(alpha), one),
+            (view_index(xIdx, x_known), view_index(yIdx, y_known)),
+        )
+        ready(scale, 0)
+        return new(scale, 0, (view(W), view(x), view(y), *indices, scale, about))
 
     @kernel
-    def compute_plainly(W, x, y, xIdx, yIdx, alpha):
-        return plain_gradient(W, x, y, xIdx, yIdx, alpha, of_any)
+    def plainly(W, x, y, xIdx, yIdx, alpha):
+        indices = view_index(xIdx, x_known), view_index(yIdx, y_known)
+        ready_check(0, 0)
+        check(0, 0, (view(W), view(x), view(y), *indices, about))
+        return plain_gradient(W, x, y, xIdx, yIdx, alpha.item(), of_any)
 
-    if one.dtype.name not in FAST:
-        compute = compute_plainly
-
-    @kernel
-    def sparse_block_gradient(W, x, y, xIdx, yIdx, alpha):
-        raise_what_is_wrong(view_all(W, x, y, xIdx, yIdx))
-        return compute(W, x, y, xIdx, yIdx, alpha.item())
-
-    return sparse_block_gradient, cache_key(node)
+    return gradient if one.dtype.name in FAST else plainly, cache_key(node)
 
 
 @register_funcify_default_op_cache_key(SplitNumbers)
@@ -354,7 +236,7 @@ def numba_funcify_SparseBlockOuterInPart(op, node, **kwargs):
 
     @kernel
     def in_blocks(whole, part, x, y, xIdx, yIdx, alpha):
-        result = checked(part, x, y, xIdx, yIdx, alpha.item())
+        result = checked(part, x, y, xIdx, yIdx, alpha)
         if address_of(result) != address_of(part):
             raise ValueError(NOT_WRITEABLE)
         return whole

@@ -4,9 +4,10 @@ from hashlib import sha256
 
 import numba
 import numpy as np
-from numba import literal_unroll
-from numba.core import types
-from numba.np.unsafe.ndarray import to_fixed_tuple
+from numba.core import cgutils, types
+from numba.core.imputils import impl_ret_borrowed
+from numba.extending import intrinsic
+from numba.np.arrayobj import populate_array
 from pytensor.link.numba.dispatch.basic import (
     register_funcify_and_cache_key,
     register_funcify_default_op_cache_key,
@@ -15,22 +16,60 @@ from pytensor.link.numba.dispatch.tensor_basic import numba_funcify_Alloc
 
 from blocksparse_ops.kernels.numba import version
 from blocksparse_ops.kernels.numba.compile import kernel
+from blocksparse_ops.kernels.numba.vector import word
 from blocksparse_ops.zeros import BlockFull, BlockZeros, RepeatedZero
 
+# By hand, for Numba takes half a second to compile np.broadcast_to, or a shape of sizes, for each
+# number of axes.
 
-def shape_of(ndim):
-    """Compiled code that makes a shape of a tuple of sizes, each an array without axes."""
 
-    @kernel
-    def shape(sizes):
-        lengths = np.empty(ndim, np.int64)
-        axis = 0
-        for size in literal_unroll(sizes):
-            lengths[axis] = size.item()
-            axis += 1  # noqa: SIM113
-        return to_fixed_tuple(lengths, ndim)
+def element_of(context, builder, array_type, array):
+    """The code of the value of an array of one element, as it lies in memory."""
+    return builder.load(context.make_array(array_type)(context, builder, array).data)
 
-    return shape
+
+@intrinsic
+def shape_of(typing_context, sizes):
+    """The shape of a tuple of sizes, each an array of one element."""
+
+    def generate(context, builder, signature, arguments):
+        arrays = cgutils.unpack_tuple(builder, arguments[0])
+        lengths = [
+            context.cast(builder, element_of(context, builder, *each), each[0].dtype, types.int64)
+            for each in zip(sizes, arrays, strict=True)
+        ]
+        return context.make_tuple(builder, signature.return_type, lengths)
+
+    return types.BaseTuple.from_types([types.int64] * len(sizes))(sizes), generate
+
+
+@intrinsic
+def repeated(typing_context, value, shape):
+    """A read-only view of this shape that repeats an array of one element."""
+
+    def generate(context, builder, signature, arguments):
+        source = context.make_array(value)(context, builder, arguments[0])
+        result = context.make_array(signature.return_type)(context, builder)
+        steps = [word(0)] * len(shape)
+        owner = {"meminfo": source.meminfo, "parent": source.parent}
+        populate_array(result, source.data, arguments[1], steps, source.itemsize, **owner)
+        return impl_ret_borrowed(context, builder, signature.return_type, result._getvalue())
+
+    return types.Array(value.dtype, len(shape), "A", readonly=True)(value, shape), generate
+
+
+@intrinsic
+def fill(typing_context, array, value):
+    """Set all elements of an array without gaps to that of an array of one."""
+
+    def generate(context, builder, signature, arguments):
+        filled = context.make_array(array)(context, builder, arguments[0])
+        element = element_of(context, builder, value, arguments[1])
+        with cgutils.for_range(builder, filled.nitems) as loop:
+            builder.store(element, builder.gep(filled.data, [loop.index]))
+        return context.get_dummy_value()
+
+    return types.void(array, value), generate
 
 
 def allocation_key(op, node):
@@ -41,11 +80,9 @@ def allocation_key(op, node):
 
 @register_funcify_default_op_cache_key(RepeatedZero)
 def numba_funcify_RepeatedZero(op, node, **kwargs):
-    shape_of_sizes = shape_of(node.outputs[0].type.ndim)
-
     @kernel
     def repeated_zero(value, *sizes):
-        return np.broadcast_to(value, shape_of_sizes(sizes))
+        return repeated(value, shape_of(sizes))
 
     return repeated_zero, version()
 
@@ -61,11 +98,10 @@ def numba_funcify_BlockZeros(op, node, **kwargs):
     out_type = node.outputs[0].type
     dtype, ndim = np.dtype(out_type.dtype), out_type.ndim
     array_type = types.Array(numba.from_dtype(dtype), ndim, "C")
-    shape_of_sizes = shape_of(ndim)
 
     @kernel
     def block_zeros(value, *sizes):
-        shape = shape_of_sizes(sizes)
+        shape = shape_of(sizes)
         count = 1
         for length in shape:
             count *= length
@@ -81,14 +117,12 @@ def numba_funcify_BlockZeros(op, node, **kwargs):
 
 @register_funcify_and_cache_key(BlockFull)
 def numba_funcify_BlockFull(op, node, **kwargs):
-    out_type = node.outputs[0].type
-    dtype, shape_of_sizes = np.dtype(out_type.dtype), shape_of(out_type.ndim)
+    dtype = np.dtype(node.outputs[0].type.dtype)
 
     @kernel
     def block_full(value, *sizes):
-        out = np.empty(shape_of_sizes(sizes), dtype)
-        for place in range(out.size):
-            out.flat[place] = value.item()
+        out = np.empty(shape_of(sizes), dtype)
+        fill(out, value)
         return out
 
     return block_full, allocation_key(op, node)

@@ -4,13 +4,15 @@ kernel serves every layout."""
 from collections import namedtuple
 
 import numpy as np
+from numba.core import cgutils
 from numba.core.errors import NumbaTypeError
 from numba.core.types import Integer, NamedTuple, UniTuple, boolean, int64, void
 from numba.extending import intrinsic, overload
+from numba.np.numpy_support import as_dtype
 
 from blocksparse_ops.kernels.numba.compile import kernel
 from blocksparse_ops.kernels.numba.records import scalar_of
-from blocksparse_ops.kernels.numba.vector import Code
+from blocksparse_ops.kernels.numba.vector import BYTE, WORD, Code, word
 
 Array = namedtuple("Array", "data shape strides")
 
@@ -32,10 +34,20 @@ INDEX_ARRAY = NamedTuple(
 )
 
 
-@kernel
-def address_of(array):
+@intrinsic
+def address_of(typing_context, array):
     """Where the elements start. Only an array that is kept alive keeps them."""
-    return np.int64(array.ctypes.data)
+
+    def generate(context, builder, signature, arguments):
+        return parts_of(context, builder, array, arguments[0])[0]
+
+    return int64(array), generate
+
+
+def parts_of(context, builder, array_type, value):
+    """The code of the address of an array, its shape and its strides."""
+    parts = context.make_array(array_type)(context, builder, value)
+    return builder.ptrtoint(parts.data, WORD), parts.shape, parts.strides
 
 
 @intrinsic
@@ -48,9 +60,27 @@ def keep_alive(typing_context, array):
     return void(array), generate
 
 
-@kernel
-def view(array):
-    return Array(address_of(array), array.shape, array.strides)
+@intrinsic
+def view(typing_context, array):
+    def generate(context, builder, signature, arguments):
+        parts = parts_of(context, builder, array, arguments[0])
+        return context.make_tuple(builder, signature.return_type, parts)
+
+    return array_type(array.ndim)(array), generate
+
+
+@intrinsic
+def view_index(typing_context, index, known):
+    if not isinstance(index.dtype, Integer):
+        raise NumbaTypeError("a block index is an integer")
+    itemsize, is_signed = index.dtype.bitwidth // 8, index.dtype.signed
+
+    def generate(context, builder, signature, arguments):
+        parts = parts_of(context, builder, index, arguments[0])
+        about = word(itemsize), context.get_constant(boolean, is_signed), arguments[1]
+        return context.make_tuple(builder, signature.return_type, (*parts, *about))
+
+    return INDEX_ARRAY(index, KNOWN), generate
 
 
 @kernel
@@ -62,23 +92,46 @@ def is_one_element(array):
     return True
 
 
-def is_signed(index):
-    """Whether an index array holds signed integers."""
+@kernel
+def is_contiguous(array, itemsize):
+    """Whether all elements are one after the other, row after row."""
+    step = itemsize
+    for axis in range(len(array.shape) - 1, -1, -1):
+        if array.shape[axis] > 1 and array.strides[axis] != step:
+            return False
+        step *= array.shape[axis]
+    return True
+
+
+def new_empty(shape, like):
+    """A new array of the type of scalar of `like`."""
     raise AssertionError("only for compiled code")
 
 
-@overload(is_signed)
-def overload_is_signed(index):
-    if not isinstance(index.dtype, Integer):
-        raise NumbaTypeError("a block index is an integer")
-    signed = index.dtype.signed
-    return lambda index: signed
+def new_zeros(shape, like):
+    raise AssertionError("only for compiled code")
 
 
-@kernel
-def view_index(index, known):
-    address, signed = address_of(index), is_signed(index)
-    return IndexArray(address, index.shape, index.strides, index.itemsize, signed, known)
+@overload(new_empty)
+def overload_new_empty(shape, like):
+    dtype = as_dtype(scalar_of(like))
+    return lambda shape, like: np.empty(shape, dtype)
+
+
+@overload(new_zeros)
+def overload_new_zeros(shape, like):
+    dtype = as_dtype(scalar_of(like))
+    return lambda shape, like: np.zeros(shape, dtype)
+
+
+@intrinsic
+def copy_bytes(typing_context, start, to, count):
+    def generate(context, builder, signature, arguments):
+        start, to = (builder.inttoptr(address, BYTE.as_pointer()) for address in arguments[:2])
+        cgutils.raw_memcpy(builder, to, start, arguments[2], 1)
+        return context.get_dummy_value()
+
+    return void(int64, int64, int64), generate
 
 
 @intrinsic

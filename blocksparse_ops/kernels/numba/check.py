@@ -1,12 +1,14 @@
 """What is wrong with the arguments, as a plain record, and the indices counted from the start."""
 
+from collections import namedtuple
+
 import numpy as np
 from llvmlite import ir
 from numba import objmode
-from numba.core.types import UniTuple, boolean, int64, void
+from numba.core.types import NamedUniTuple, UniTuple, boolean, int64, void
 from numba.extending import intrinsic
 
-from blocksparse_ops.kernels.numba.arrays import load
+from blocksparse_ops.kernels.numba.arrays import is_contiguous, load
 from blocksparse_ops.kernels.numba.compile import Unit, kernel
 from blocksparse_ops.kernels.numba.vector import WORD, WORD_BYTES, Code, word
 from blocksparse_ops.signature import (
@@ -88,6 +90,8 @@ def from_start(value, is_signed, blocks):
 # whether all are in range; if it counts, it writes the blocks that they name, counted from the
 # start, to a table; and if they may be padded, padding is in range, and becomes NO_BLOCK.
 CHECKS, COUNTS, IF_PADDED = np.int64(0), np.int64(1), np.int64(2)
+
+NO_TABLE = np.int64(0)
 
 
 @intrinsic(prefer_literal=True)
@@ -174,14 +178,6 @@ ready_pass, call_pass = PASS.ready, PASS.call
 
 
 @kernel
-def is_contiguous(index):
-    """Whether the values are one after the other; along an axis of length 1 any step is."""
-    (batch, window), (row_step, step) = index.shape, index.strides
-    are_rows = window == 1 or step == index.itemsize
-    return are_rows and (batch == 1 or row_step == window * index.itemsize)
-
-
-@kernel
 def is_known(index, blocks):
     """Whether two numbers are enough to know that all of a constant's values are in range."""
     return index.known.least >= 0 and index.known.greatest < blocks
@@ -196,7 +192,7 @@ def pass_over(index, blocks, table, which):
     if index.known.is_padded:
         which += IF_PADDED
     ready_pass(0, which)
-    if is_contiguous(index):
+    if is_contiguous(index, index.itemsize):
         return call_pass(0, which, (index.data, batch * window, *about, table))
     length = max(window, 1) if step == size else 1
     found = True
@@ -210,7 +206,7 @@ def pass_over(index, blocks, table, which):
 
 @kernel
 def check_index(index, argument, blocks):
-    if not is_known(index, blocks) and not pass_over(index, blocks, 0, CHECKS):
+    if not is_known(index, blocks) and not pass_over(index, blocks, NO_TABLE, CHECKS):
         for first in range(index.shape[0]):
             for second in range(index.shape[1]):
                 value = index_value(index, first, second)
@@ -245,7 +241,7 @@ def count_from_start(index, blocks, table):
     It is their own memory, if they are that already, or else this table, filled.
     """
     is_counted = not index.known.is_padded or index.known.padding == NO_BLOCK
-    is_words = index.itemsize == WORD_BYTES and is_contiguous(index)
+    is_words = index.itemsize == WORD_BYTES and is_contiguous(index, index.itemsize)
     if is_known(index, blocks) and is_counted and is_words:
         return index.data
     pass_over(index, blocks, table, COUNTS)
@@ -264,5 +260,17 @@ def fail(op, fault, padding):
         raise_fault(OPS[op], fault, padding)
 
 
+# A call, besides its arrays: the number of its op in OPS, whether some value of an index names no
+# block, the 64 bits of that value, and whether several threads may be used.
+Call = namedtuple("Call", "op is_padded padding is_threaded")
+CALL = NamedUniTuple(int64, 4, Call)
+
 FAIL = Unit(fail, lambda _: void(int64, FAULT, UniTuple(int64, 2)))
 ready_fail, call_fail = FAIL.ready, FAIL.call
+
+
+@kernel
+def raise_fault_of(fault, call):
+    if fault[0] != NO_FAULT:
+        ready_fail(0, 0)
+        call_fail(0, 0, (call.op, fault, (call.is_padded, call.padding)))

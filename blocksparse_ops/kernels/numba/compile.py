@@ -55,6 +55,22 @@ llvm.add_symbol(LOAD_FUNCTION, cast(load_function, c_void_p).value)
 SCALARS = (types.float32, types.float64, types.int64)
 
 
+def call_address(context, builder, signature, address, arguments):
+    """Write the code that calls a function of Numba's by its address."""
+    convention = context.call_conv
+    function_type = convention.get_function_type(signature.return_type, signature.args)
+    status, result = convention.call_function(
+        builder,
+        builder.inttoptr(address, function_type.as_pointer()),
+        signature.return_type,
+        signature.args,
+        arguments,
+    )
+    with cgutils.if_unlikely(builder, status.is_error):
+        convention.return_status_propagate(builder, status)
+    return result
+
+
 class Unit:
     """Functions of one signature, each compiled by itself when a call first needs it.
 
@@ -84,7 +100,9 @@ class Unit:
             for which, function in enumerate(functions)
         ]
         self.cells = {scalar: self._make_cells(scalar) for scalar in SCALARS}
-        self.ready, self.call = self._make_ready(), self._make_call()
+        self.ready, self.call, self.address = (
+            self._make_ready(), self._make_call(), self._make_address()
+        )  # fmt: skip
 
     def _dispatcher(self, function, name, cache, parallel):
         # On disk it is found by its key alone, and in a process by its qualified name.
@@ -122,20 +140,17 @@ class Unit:
         cells = cells or ir.GlobalVariable(builder.module, WORD, symbol)
         return builder.gep(cells, [which])
 
-    def _call(self, context, builder, scalar, which, arguments):
-        signature, convention = self.signature(scalar), context.call_conv
-        function_type = convention.get_function_type(signature.return_type, signature.args)
-        address = builder.load(self._cell(builder, scalar, which))
-        status, result = convention.call_function(
-            builder,
-            builder.inttoptr(address, function_type.as_pointer()),
-            signature.return_type,
-            signature.args,
-            arguments,
-        )
-        with cgutils.if_unlikely(builder, status.is_error):
-            convention.return_status_propagate(builder, status)
-        return result
+    def _make_address(self):
+        @intrinsic
+        def address(typing_context, like, which):
+            """The address of a function that is there."""
+
+            def generate(context, builder, _, values):
+                return builder.load(self._cell(builder, scalar_of(like), values[1]))
+
+            return types.int64(like, types.int64), generate
+
+        return address
 
     def _make_ready(self):
         @intrinsic
@@ -165,8 +180,9 @@ class Unit:
             signature = self.signature(scalar)
 
             def generate(context, builder, _, values):
+                address = builder.load(self._cell(builder, scalar, values[1]))
                 arguments = cgutils.unpack_tuple(builder, values[2])
-                return self._call(context, builder, scalar, values[1], arguments)
+                return call_address(context, builder, signature, address, arguments)
 
             arguments = types.Tuple(signature.args)
             return signature.return_type(like, types.int64, arguments), generate

@@ -2,20 +2,15 @@
 products."""
 
 import numpy as np
-from numba import prange
 from numba.core.types import int64, void
 
-from blocksparse_ops.kernels.numba.arrays import (
-    INDEX_ARRAY,
-    array_type,
-    keep_alive,
-    load,
-    store,
-)
+from blocksparse_ops.kernels.numba.arrays import keep_alive, load, store
 from blocksparse_ops.kernels.numba.check import count_from_start
 from blocksparse_ops.kernels.numba.choose import threads_for
 from blocksparse_ops.kernels.numba.compile import Unit, kernel
+from blocksparse_ops.kernels.numba.gemv import ARGUMENTS as GEMV_ARGUMENTS
 from blocksparse_ops.kernels.numba.memory import allocate_tables, take
+from blocksparse_ops.kernels.numba.outer import ARGUMENTS as OUTER_ARGUMENTS
 from blocksparse_ops.kernels.numba.panel import ceil_div, constant, lanes_of, size_of
 from blocksparse_ops.kernels.numba.places import WORD_BITS
 from blocksparse_ops.kernels.numba.records import address_of_record
@@ -30,6 +25,7 @@ from blocksparse_ops.kernels.numba.rows import (
 )
 from blocksparse_ops.kernels.numba.split import share_of
 from blocksparse_ops.kernels.numba.sums import most_chains
+from blocksparse_ops.kernels.numba.threads import Work
 
 # Blocks of so many bytes are prefetched, if all together have more than a cache: the processor
 # looks some smaller ones ahead by itself.
@@ -59,15 +55,19 @@ def position_of(p, by_columns, chains, lanes, columns):
 def gemv_of(position):
     """The function for one shape. What is enclosed is part of a key on the disk: a number."""
 
-    def work_direct_gemv(direct, thread, first, last, scale):
-        add_gemv(position, direct_at(direct, 0, scale), thread, first, last)
+    def work_direct_gemv(direct, thread, scale):
+        p = direct_at(direct, 0, scale)
+        rows = share_of(p.right.shape[0] * p.right.shape[1], thread, p.threads)
+        add_gemv(position, p, thread, rows.first, rows.last)
 
     return work_direct_gemv
 
 
 def outer_of(position):
-    def work_direct_outer(direct, thread, first, last, scale):
-        add_outer(position, direct_at(direct, 0, scale), thread, first, last)
+    def work_direct_outer(direct, thread, scale):
+        p = direct_at(direct, 0, scale)
+        blocks = share_of(p.blocks.shape[0] * p.blocks.shape[1], thread, p.threads)
+        add_outer(position, p, thread, blocks.first, blocks.last)
 
     return work_direct_outer
 
@@ -168,19 +168,11 @@ def run_direct_gemv(out, W, h, inputIdx, outputIdx, scale, start, most_threads):
             store(p.initial + q * size_of(p), load(start, scale))
     p.input = count_from_start(inputIdx, W.shape[0], p.input)
     p.output = count_from_start(outputIdx, W.shape[1], p.output)
-    shape, threads, direct = shape_of_gemv(p), p.threads, address_of_record(p)
-    rows = out.shape[0] * out.shape[1]
-    ready_gemv(scale, shape)
-    if threads == 1:  # a prange would wake them all the same
-        call_gemv(scale, shape, (direct, 0, 0, rows, scale))
-    else:
-        for thread in prange(threads):
-            share = share_of(rows, thread, threads)
-            call_gemv(scale, shape, (direct, thread, share.first, share.last, scale))
+    work_gemv(scale, shape_of_gemv(p), address_of_record(p), p.threads)
     keep_alive(array)
 
 
-def run_direct_outer(out, x, y, xIdx, yIdx, alpha, start, most_threads):
+def run_direct_outer(out, x, y, xIdx, yIdx, alpha, most_threads):
     """Add to `out`, which holds the initial values; all has been checked."""
     p = new_direct(alpha)
     set_direct(p, out, x, y, xIdx, yIdx, alpha, most_threads)
@@ -189,38 +181,13 @@ def run_direct_outer(out, x, y, xIdx, yIdx, alpha, start, most_threads):
     array = allocate_tables(p, take_direct)
     p.input = count_from_start(xIdx, out.shape[0], p.input)
     p.output = count_from_start(yIdx, out.shape[1], p.output)
-    shape, threads, direct = shape_of_outer(p), p.threads, address_of_record(p)
-    blocks = out.shape[0] * out.shape[1]
-    ready_outer(alpha, shape)
-    if threads == 1:  # a prange would wake them all the same
-        call_outer(alpha, shape, (direct, 0, 0, blocks, alpha))
-    else:
-        for thread in prange(threads):
-            share = share_of(blocks, thread, threads)
-            call_outer(alpha, shape, (direct, thread, share.first, share.last, alpha))
+    work_outer(alpha, shape_of_outer(p), address_of_record(p), p.threads)
     keep_alive(array)
 
 
-WORK_GEMV, WORK_OUTER = (
-    Unit(
-        [function_of(position) for position in range(len(shapes()))],
-        lambda scalar: void(int64, int64, int64, int64, scalar),
-    )
+work_gemv, work_outer = (
+    Work([function_of(position) for position in range(len(shapes()))]).run
     for function_of in (gemv_of, outer_of)
 )
-ready_gemv, call_gemv = WORK_GEMV.ready, WORK_GEMV.call
-ready_outer, call_outer = WORK_OUTER.ready, WORK_OUTER.call
-
-
-def signature_of(*ndims):
-    """Of a function of arrays, and of what is the same for both ops."""
-    arrays = [array_type(ndim) for ndim in ndims]
-    return lambda scalar: void(*arrays, INDEX_ARRAY, INDEX_ARRAY, scalar, int64, int64)
-
-
-RUN_DIRECT_GEMV, RUN_DIRECT_GEMV_PARALLEL = (
-    Unit(run_direct_gemv, signature_of(3, 4, 3), parallel=parallel) for parallel in (False, True)
-)
-RUN_DIRECT_OUTER, RUN_DIRECT_OUTER_PARALLEL = (
-    Unit(run_direct_outer, signature_of(4, 3, 3), parallel=parallel) for parallel in (False, True)
-)
+RUN_DIRECT_GEMV = Unit(run_direct_gemv, lambda scalar: void(*GEMV_ARGUMENTS, scalar, int64, int64))
+RUN_DIRECT_OUTER = Unit(run_direct_outer, lambda scalar: void(*OUTER_ARGUMENTS, scalar, int64))

@@ -1,6 +1,5 @@
 """o[n, w] += sum_v h[n, v] @ W[inputIdx[n, v], outputIdx[n, w]]"""
 
-from numba import prange
 from numba.core.types import int64, void
 
 from blocksparse_ops.kernels.numba.arrays import INDEX_ARRAY, array_type, keep_alive
@@ -11,7 +10,7 @@ from blocksparse_ops.kernels.numba.by_block import (
     take_by_block,
     work_by_block,
 )
-from blocksparse_ops.kernels.numba.check import FAULT, check, count_from_start
+from blocksparse_ops.kernels.numba.check import CALL, check, count_from_start, raise_fault_of
 from blocksparse_ops.kernels.numba.choose import pattern_is_shared, threads_for
 from blocksparse_ops.kernels.numba.compile import Unit, kernel
 from blocksparse_ops.kernels.numba.memory import allocate_tables, take
@@ -21,6 +20,7 @@ from blocksparse_ops.kernels.numba.product import PRODUCT, is_column_major
 from blocksparse_ops.kernels.numba.records import address_of_record
 from blocksparse_ops.kernels.numba.scratch import scratch_of, take_scratches
 from blocksparse_ops.kernels.numba.shared import work_shared
+from blocksparse_ops.kernels.numba.threads import Work
 from blocksparse_ops.kernels.numba.tile import ready_tiles
 from blocksparse_ops.signature import GEMV
 
@@ -32,11 +32,12 @@ BY_CHUNK, BY_PANEL, SHARED = range(3)
 new_product, product_at = PRODUCT.new, PRODUCT.at
 
 
-def check_gemv(o, W, h, inputIdx, outputIdx):
-    """Return a record of what is wrong."""
+def check_gemv(o, W, h, inputIdx, outputIdx, call):
+    """Raise what is wrong."""
     sizes = o.shape + W.shape + h.shape + inputIdx.shape + outputIdx.shape
     triples = (h.shape[0], h.shape[1], o.shape[1])
-    return check(sizes, EQUAL_SIZES, triples, inputIdx, W.shape[0], outputIdx, W.shape[1])
+    fault = check(sizes, EQUAL_SIZES, triples, inputIdx, W.shape[0], outputIdx, W.shape[1])
+    raise_fault_of(fault, call)
 
 
 @kernel
@@ -64,7 +65,6 @@ def choose_path(p):
     path = SHARED if pattern_is_shared(p) else BY_PANEL if is_column_major(p) else BY_CHUNK
     if path != SHARED:
         plan_by_block(p)
-    ready_work_gemv(p, path)
     ready_tiles(p.panels, p)
     if p.W.strides[3] != size_of(p) == p.W.strides[2]:
         ready_transpose(p, 0)
@@ -78,12 +78,7 @@ def run_gemv(out, W, h, inputIdx, outputIdx, scale, most_threads):
     array = allocate_tables(p, take_product)
     p.input = count_from_start(inputIdx, W.shape[0], p.input)
     p.output = count_from_start(outputIdx, W.shape[1], p.output)
-    path, threads, product = choose_path(p), p.threads, address_of_record(p)
-    if threads == 1:  # a prange would wake them all the same
-        call_work_gemv(scale, path, (product, 0, scale))
-    else:
-        for thread in prange(threads):
-            call_work_gemv(scale, path, (product, thread, scale))
+    work_gemv(scale, choose_path(p), address_of_record(p), p.threads)
     keep_alive(array)
 
 
@@ -109,10 +104,6 @@ def shared(product, thread, scale):
 
 ARGUMENTS = (array_type(3), array_type(4), array_type(3), INDEX_ARRAY, INDEX_ARRAY)
 
-CHECK_GEMV = Unit(check_gemv, lambda _: FAULT(*ARGUMENTS))
-WORK_GEMV = Unit([by_chunk, by_panel, shared], lambda scalar: void(int64, int64, scalar))
-RUN_GEMV, RUN_GEMV_PARALLEL = (
-    Unit(run_gemv, lambda scalar: void(*ARGUMENTS, scalar, int64), parallel=parallel)
-    for parallel in (False, True)
-)
-ready_work_gemv, call_work_gemv = WORK_GEMV.ready, WORK_GEMV.call
+CHECK_GEMV = Unit(check_gemv, lambda _: void(*ARGUMENTS, CALL))
+RUN_GEMV = Unit(run_gemv, lambda scalar: void(*ARGUMENTS, scalar, int64))
+work_gemv = Work([by_chunk, by_panel, shared]).run

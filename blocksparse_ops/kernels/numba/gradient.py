@@ -1,35 +1,29 @@
 """The blocks that an outer product on zeros adds to, and what it adds to each."""
 
-from numba import prange
+import numpy as np
 from numba.core.types import Array as ArrayOfNumba
-from numba.core.types import int64, void
+from numba.core.types import Tuple, int64
 
-from blocksparse_ops.kernels.numba.arrays import Array, array_type
+from blocksparse_ops.kernels.numba.arrays import Array, address_of, keep_alive, new_zeros, view
+from blocksparse_ops.kernels.numba.check import CALL
 from blocksparse_ops.kernels.numba.compile import Unit, kernel
 from blocksparse_ops.kernels.numba.memory import allocate_tables, set_word
 from blocksparse_ops.kernels.numba.outer import (
     ARGUMENTS,
-    OUTER_RECORD,
+    CHECK_OUTER,
     X_SIDE,
     Y_SIDE,
-    call_work_outer,
-    outer_at,
+    new_outer,
     plan_outer,
+    run_work_outer,
     set_outer,
     take_outer,
 )
 from blocksparse_ops.kernels.numba.plan import block_of
+from blocksparse_ops.kernels.numba.records import address_of_record
+from blocksparse_ops.kernels.numba.threads import threads_allowed
 
-OUTER_WORDS = OUTER_RECORD.words
-
-
-def plan_gradient(outer, W, x, y, xIdx, yIdx, alpha, most_threads):
-    """Fill the record of an outer product, and return the array that holds its tables."""
-    p = outer_at(outer, 0, alpha)
-    set_outer(p, W, x, y, xIdx, yIdx, alpha, most_threads)
-    tables = allocate_tables(p, take_outer)
-    plan_outer(p, x, y, xIdx, yIdx)
-    return tables
+ready_check, call_check = CHECK_OUTER.ready, CHECK_OUTER.call
 
 
 @kernel
@@ -42,29 +36,33 @@ def number_blocks(p, inputBlock, outputBlock):
         set_word(p.plan.block, 2 * g + Y_SIDE, 0)
 
 
-def run_gradient(outer, inputBlock, outputBlock, values, alpha):
-    """Fill two tables of block numbers, and add to values, which are zeros."""
-    p = outer_at(outer, 0, alpha)
-    number_blocks(p, inputBlock, outputBlock)
-    blocks, rows, columns = values.shape
-    block_step, row_step, step = values.strides
-    p.out = Array(values.data, (blocks, 1, rows, columns), (block_step, 0, row_step, step))
-    threads = p.threads if alpha != 0 else 0
-    if threads == 1:  # a prange would wake them all the same
-        call_work_outer(alpha, 0, (outer, 0, alpha))
-    else:
-        for thread in prange(threads):
-            call_work_outer(alpha, 0, (outer, thread, alpha))
+def new_gradient(W, x, y, xIdx, yIdx, alpha, call):
+    """The numbers of the blocks in use, on both sides, and the gradient in each."""
+    ready_check(0, 0)
+    call_check(0, 0, (W, x, y, xIdx, yIdx, call))
+    p = new_outer(alpha)
+    set_outer(p, W, x, y, xIdx, yIdx, alpha, threads_allowed(call.is_threaded))
+    tables = allocate_tables(p, take_outer)
+    plan_outer(p, x, y, xIdx, yIdx)
+    count = p.plan.groups
+    inputBlock, outputBlock = np.empty(count, np.int64), np.empty(count, np.int64)
+    number_blocks(p, address_of(inputBlock), address_of(outputBlock))
+    values = new_zeros((count, x.shape[2], y.shape[2]), alpha)
+    blocks = view(values)
+    _, rows, columns = blocks.shape
+    block_step, row_step, step = blocks.strides
+    p.out = Array(blocks.data, (count, 1, rows, columns), (block_step, 0, row_step, step))
+    if alpha != 0:
+        run_work_outer(alpha, 0, address_of_record(p), p.threads)
+    keep_alive(tables)
+    return inputBlock, outputBlock, values
 
 
-TABLES = ArrayOfNumba(int64, 1, "C")
+NUMBERS = ArrayOfNumba(int64, 1, "C")
 
-PLAN_GRADIENT = Unit(plan_gradient, lambda scalar: TABLES(int64, *ARGUMENTS, scalar, int64))
-RUN_GRADIENT, RUN_GRADIENT_PARALLEL = (
-    Unit(
-        run_gradient,
-        lambda scalar: void(int64, int64, int64, array_type(3), scalar),
-        parallel=parallel,
-    )
-    for parallel in (False, True)
+NEW_GRADIENT = Unit(
+    new_gradient,
+    lambda scalar: Tuple((NUMBERS, NUMBERS, ArrayOfNumba(scalar, 3, "C")))(
+        *ARGUMENTS, scalar, CALL
+    ),
 )

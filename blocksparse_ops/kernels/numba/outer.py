@@ -1,11 +1,10 @@
 """o[xIdx[n, v], yIdx[n, w]] += alpha * outer(x[n, v], y[n, w])"""
 
 import numpy as np
-from numba import prange
 from numba.core.types import int64, void
 
 from blocksparse_ops.kernels.numba.arrays import INDEX_ARRAY, array_type, keep_alive
-from blocksparse_ops.kernels.numba.check import FAULT, check, count_from_start
+from blocksparse_ops.kernels.numba.check import CALL, check, count_from_start, raise_fault_of
 from blocksparse_ops.kernels.numba.choose import threads_for
 from blocksparse_ops.kernels.numba.compile import Unit, kernel
 from blocksparse_ops.kernels.numba.memory import (
@@ -41,6 +40,7 @@ from blocksparse_ops.kernels.numba.prefetch import NOTHING, Region, spread_prefe
 from blocksparse_ops.kernels.numba.records import SCALAR, Record, address_of_record
 from blocksparse_ops.kernels.numba.scratch import factor_at, scratch_of, take_scratches
 from blocksparse_ops.kernels.numba.split import Share, panels_of_share, share_of
+from blocksparse_ops.kernels.numba.threads import Work
 from blocksparse_ops.kernels.numba.tile import MOST_ADDRESSES, add_products_of_rows, ready_tiles
 from blocksparse_ops.signature import OUTER
 
@@ -69,11 +69,12 @@ def packed_x_bytes(like):
     return PACKED_ROWS * MOST_ADDRESSES * size_of(like)
 
 
-def check_outer(o, x, y, xIdx, yIdx):
-    """Return a record of what is wrong."""
+def check_outer(o, x, y, xIdx, yIdx, call):
+    """Raise what is wrong."""
     sizes = o.shape + x.shape + y.shape + xIdx.shape + yIdx.shape
     triples = (x.shape[0], x.shape[1], y.shape[1])
-    return check(sizes, EQUAL_SIZES, triples, xIdx, o.shape[0], yIdx, o.shape[1])
+    fault = check(sizes, EQUAL_SIZES, triples, xIdx, o.shape[0], yIdx, o.shape[1])
+    raise_fault_of(fault, call)
 
 
 @kernel
@@ -107,7 +108,6 @@ def plan_outer(p, x, y, xIdx, yIdx):
     locate_rows(y, p.y_rows)
     ready_make_plan(0, 0)
     call_make_plan(0, 0, (address_of_record(p.plan),))
-    ready_work_outer(p, 0)
     ready_tiles(p.panels, p)
 
 
@@ -117,17 +117,11 @@ def run_outer(out, x, y, xIdx, yIdx, alpha, most_threads):
     set_outer(p, out, x, y, xIdx, yIdx, alpha, most_threads)
     array = allocate_tables(p, take_outer)
     plan_outer(p, x, y, xIdx, yIdx)
-    threads, outer = p.threads, address_of_record(p)
-    if threads == 1:  # a prange would wake them all the same
-        call_work_outer(alpha, 0, (outer, 0, alpha))
-    else:
-        for thread in prange(threads):
-            call_work_outer(alpha, 0, (outer, thread, alpha))
+    run_work_outer(alpha, 0, address_of_record(p), p.threads)
     keep_alive(array)
 
 
 def work_outer(outer, thread, alpha):
-    """The work of one thread; all may run at once."""
     p = outer_at(outer, 0, alpha)
     scratch = scratch_of(p.scratches, thread, p.threads, 1, packed_x_bytes(p), p)
     share = share_of(first_triple(p.plan, p.plan.groups) * p.panels.count, thread, p.threads)
@@ -213,10 +207,6 @@ def prefetch_behind(p, g, m, rows, panel, chunk, prefetch):
 
 ARGUMENTS = (array_type(4), array_type(3), array_type(3), INDEX_ARRAY, INDEX_ARRAY)
 
-CHECK_OUTER = Unit(check_outer, lambda _: FAULT(*ARGUMENTS))
-WORK_OUTER = Unit(work_outer, lambda scalar: void(int64, int64, scalar))
-RUN_OUTER, RUN_OUTER_PARALLEL = (
-    Unit(run_outer, lambda scalar: void(*ARGUMENTS, scalar, int64), parallel=parallel)
-    for parallel in (False, True)
-)
-ready_work_outer, call_work_outer = WORK_OUTER.ready, WORK_OUTER.call
+CHECK_OUTER = Unit(check_outer, lambda _: void(*ARGUMENTS, CALL))
+RUN_OUTER = Unit(run_outer, lambda scalar: void(*ARGUMENTS, scalar, int64))
+run_work_outer = Work(work_outer).run
