@@ -64,7 +64,7 @@ def explain(function: Any, file: TextIO | None = None) -> None:
 
     Notes
     -----
-    Modes `NUMBA` and `CVM` look for products with gathered blocks. The source of the idea is
+    Modes `NUMBA`, `CVM` and `JAX` look for products with gathered blocks. The source of the idea is
     `pytensor.dprint`, which prints all of a function.
 
     Examples

@@ -6,8 +6,8 @@
    and its gradient, are the products that they are made of. Before 0.1, where PyTensor 3.0 takes
    the sizes of a result from what it would compute it by, and before 1, where it brings products,
    however they were written, into one form; it does the same to an einsum, but at 2, where that
-   has passed, and not to gradients. This and those up to 4 on CPUs alone: the array libraries make
-   of the ops what they make of a gather and a product.
+   has passed, and not to gradients. This and those up to 4 in modes that work in place; in JAX,
+   where a gather is all that the ops make of few bytes, their twins ``..._in_jax`` see to many.
 3. ``local_gathered_product``, ``local_gathered_sum`` (`gathered`), at 1.52: a sum of products with
    gathered blocks is the op; the second where C++ is compiled, as Numba fuses some. After 1, where
    the forms of it have become one; before 1.7 and 2, where PyTensor gives products and gathers

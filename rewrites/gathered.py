@@ -7,14 +7,17 @@ reads each block where it lies.
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import pytensor.tensor.blas as blas
 from pytensor import scalar as ps
 from pytensor.graph.basic import Apply, Variable
 from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.rewriting.basic import copy_stack_trace, node_rewriter
+from pytensor.tensor.basic import constant
 from pytensor.tensor.blockwise import Blockwise
 from pytensor.tensor.elemwise import DimShuffle
-from pytensor.tensor.math import Dot, Sum
+from pytensor.tensor.math import Dot, Sum, clip, minimum
+from pytensor.tensor.type import uint_dtypes
 from pytensor.tensor.variable import TensorVariable
 
 from blocksparse_ops.explain import keep_reason, kept_reasons
@@ -30,6 +33,7 @@ from blocksparse_ops.rewrites.gathering import (
     axes_of,
     check_lengths,
     gather_of,
+    need_many_bytes,
     product_of_sizes,
     size_of_place,
     through_axes,
@@ -38,7 +42,7 @@ from blocksparse_ops.rewrites.gathering import (
 from blocksparse_ops.rewrites.linear import product as product_of_factors
 from blocksparse_ops.rewrites.linear import sizes_of
 from blocksparse_ops.rewrites.match import classes_in, is_elementwise, register, sole_client
-from blocksparse_ops.zeros import zeros
+from blocksparse_ops.zeros import is_zeros, zeros
 
 # PyTensor means to remove it.
 BATCHED_DOTS = classes_in(blas, "BatchedDot")
@@ -203,11 +207,21 @@ def product_of(
     return Product(node, other, axes, layout, is_dot)
 
 
-def computed(fgraph: FunctionGraph, gather: Gather, product: Product) -> TensorVariable:
-    """A product by the op, with the axes in the order that they had."""
+def computed(
+    fgraph: FunctionGraph, gather: Gather, product: Product, clamps: bool
+) -> TensorVariable:
+    """A product by the op, with the axes in the order that they had.
+
+    A gather that `clamps` takes the nearest block for an index out of range.
+    """
     axes = product.axes
     order, inputIdx, outputIdx = arguments_of(fgraph, gather, axes)
     W = with_axes(gather.array, order)
+    if clamps:
+        inputIdx, outputIdx = (
+            clamped(inputIdx, W.type.shape[0]),
+            clamped(outputIdx, W.type.shape[1]),
+        )
     h = arranged(product.other, axes, axes.inputs, axes.rows)
     examples = [size_of_place(fgraph, gather, axis) for axis in axes.examples]
     window = 1 if axes.outputs is None else size_of_place(fgraph, gather, axes.outputs)
@@ -225,6 +239,15 @@ def computed(fgraph: FunctionGraph, gather: Gather, product: Product) -> TensorV
     return laid_out(result, (*axes.examples, axes.outputs, axes.columns), product.layout)
 
 
+def clamped(index: TensorVariable, blocks: int) -> TensorVariable:
+    """An index, with the nearest that names a block for one that names none."""
+    if is_zeros(index):
+        return index
+    if index.type.dtype in uint_dtypes:
+        return minimum(index, constant(blocks - 1, dtype=np.min_scalar_type(blocks - 1)))
+    return clip(index, -blocks, blocks - 1)
+
+
 def laid_out(
     result: TensorVariable, axes: Sequence[int | None], layout: Sequence[int | str]
 ) -> TensorVariable:
@@ -236,7 +259,7 @@ def laid_out(
 
 
 def by_the_op(
-    fgraph: FunctionGraph, node: Apply, check_gain: Callable[..., None]
+    fgraph: FunctionGraph, node: Apply, check_gain: Callable[..., None], clamps: bool = False
 ) -> dict[Variable, Variable] | None:
     """All products with gathered blocks by the op, if nothing else uses these and it gains."""
     [blocks] = node.outputs
@@ -247,7 +270,7 @@ def by_the_op(
         results = {}
         for product in products:
             [old] = product.node.outputs
-            result = computed(fgraph, gather, product)
+            result = computed(fgraph, gather, product, clamps)
             copy_stack_trace(old, result)
             results[old] = old.type.filter_variable(result, allow_convert=True)
     except LeftAlone as reason:
@@ -304,6 +327,21 @@ def check_gain_in_c(
         raise LeftAlone("a block is a number")
 
 
+def check_gain_in_jax(
+    fgraph: FunctionGraph, gather: Gather, blocks: TensorVariable, products: list[Product]
+) -> None:
+    """Raise LeftAlone where XLA makes of the op what it makes of the form, or fuses that."""
+    need_dot(products)
+    need_many_bytes(blocks)
+    if None in gather.array.type.shape:
+        raise LeftAlone("not all sizes are known: give static shapes")
+
+
+def need_dot(products: list[Product]) -> None:
+    if not any(product.is_dot for product in products):
+        raise LeftAlone("XLA fuses the gather, the product and the sum into one loop")
+
+
 def need_sum(products: list[Product]) -> None:
     if not any(product.is_sum for product in products):
         raise LeftAlone("no products are summed")
@@ -335,6 +373,18 @@ def local_gathered_sum(fgraph: FunctionGraph, node: Apply) -> dict[Variable, Var
     return by_the_op(fgraph, node, check_gain_in_c)
 
 
+@node_rewriter(GATHERS)
+def local_gathered_product_in_jax(
+    fgraph: FunctionGraph, node: Apply
+) -> dict[Variable, Variable] | None:
+    """row @ W[i, j] -> gemv(zeros, W, row, i, j), of blocks that JAX would not gather at once
+
+    An index out of range is clamped, as JAX clamps that of a gather.
+    """
+    return by_the_op(fgraph, node, check_gain_in_jax, clamps=True)
+
+
 # Before what looks at the results: norms of gradients from 1.54 on, biases and steps.
 register(local_gathered_product, "inplace", position=1.52)
 register(local_gathered_sum, "inplace", "cxx_only", position=1.521)
+register(local_gathered_product_in_jax, position=1.522, modes="jax")

@@ -1,6 +1,6 @@
 """An einsum of gathered blocks, as the products that it is made of."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from pytensor.compile.builders import OpFromGraph
@@ -20,6 +20,7 @@ from blocksparse_ops.rewrites.gathering import (
     gather_of,
     gathered,
     is_permutation,
+    need_many_bytes,
     with_axes,
 )
 from blocksparse_ops.rewrites.match import register_pass
@@ -47,13 +48,30 @@ def local_gathered_einsum(fgraph: FunctionGraph, node: Apply) -> dict[Variable, 
     PyTensor does it, too, but too late to be seen, never to the gradient, and to windows by way of
     reshapes.
     """
+    return as_products(fgraph, node)
+
+
+@node_rewriter([Einsum])
+def local_gathered_einsum_in_jax(
+    fgraph: FunctionGraph, node: Apply
+) -> dict[Variable, Variable] | None:
+    """The same, where JAX would not gather all blocks at once."""
+    return as_products(fgraph, node, check_gain=need_many_bytes)
+
+
+def as_products(
+    fgraph: FunctionGraph, node: Apply, check_gain: Callable[[TensorVariable], None] | None = None
+) -> dict[Variable, Variable] | None:
     sources = [gathered(x) for x in node.inputs]
     if not node.op.optimized or not any(sources):
         return None
     users = [client for client, _ in fgraph.clients[node.outputs[0]]]
     gradients = dict.fromkeys(x for x in users if is_gradient(x, node))
     try:
-        [gather] = [gather_of(x) for x in sources if x is not None]
+        [source] = [x for x in sources if x is not None]
+        gather = gather_of(source)
+        if check_gain is not None:
+            check_gain(source.outputs[0])
         is_of_matrices = gather.places == 1 and gather.block_ndim == 2
         pairs = inlined(node, *gradients) if is_of_matrices else written(node, gather, *gradients)
         results = {}
@@ -160,3 +178,4 @@ def summed(x: Labelled, result: str) -> TensorVariable:
 # Before 0.1, where PyTensor 3.0 takes the sizes of a result from how PyTensor would compute it, and
 # before 1, where products are brought into one form, however they were written.
 register_pass(local_gathered_einsum, "inplace", position=0.07)
+register_pass(local_gathered_einsum_in_jax, position=0.071, modes="jax")

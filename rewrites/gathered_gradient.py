@@ -30,6 +30,7 @@ from blocksparse_ops.rewrites.gathering import (
     check_lengths,
     gather_of,
     is_permutation,
+    need_many_bytes,
     with_axes,
 )
 from blocksparse_ops.rewrites.linear import minus_one, product, sizes_of
@@ -83,12 +84,25 @@ def local_gathered_gradient_in_rows(fgraph: FunctionGraph, node: Apply) -> list[
     return by_the_op(fgraph, node, block_ndim=1)
 
 
-def by_the_op(fgraph: FunctionGraph, node: Apply, block_ndim: int) -> list[Variable] | None:
+@node_rewriter(WRITES)
+def local_gathered_gradient_in_jax(fgraph: FunctionGraph, node: Apply) -> list[Variable] | None:
+    """The same of matrices, where JAX would not make all outer products at once."""
+    return by_the_op(fgraph, node, block_ndim=2, check_gain=need_many_bytes)
+
+
+def by_the_op(
+    fgraph: FunctionGraph,
+    node: Apply,
+    block_ndim: int,
+    check_gain: Callable[[TensorVariable], None] | None = None,
+) -> list[Variable] | None:
     base, outers, *_ = node.inputs
     try:
         gather = gather_of(node)
         if gather.block_ndim != block_ndim:
             return None
+        if check_gain is not None:
+            check_gain(outers)
         check_write(fgraph, node, gather)
         terms = [outer_product(gather, x) for x in terms_of(outers, gather)]
         result = base
@@ -242,3 +256,4 @@ def added(
 # Before what looks at the results: norms of gradients from 1.54 on, and steps.
 register(local_gathered_gradient, "inplace", position=1.53)
 register(local_gathered_gradient_in_rows, "inplace", "cxx_only", position=1.531)
+register(local_gathered_gradient_in_jax, position=1.532, modes="jax")

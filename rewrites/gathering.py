@@ -7,8 +7,10 @@ the rows; a sum goes over the window of inputs and the rows.
 """
 
 from collections.abc import Sequence
+from math import prod
 from typing import NamedTuple
 
+import numpy as np
 import pytensor.tensor.subtensor as subtensor
 from pytensor.graph.basic import Apply
 from pytensor.graph.fg import FunctionGraph
@@ -17,6 +19,7 @@ from pytensor.tensor.math import mul
 from pytensor.tensor.type import int_dtypes, uint_dtypes
 from pytensor.tensor.variable import TensorVariable
 
+from blocksparse_ops.kernels.thresholds import GATHERED_BYTES
 from blocksparse_ops.rewrites.bias import GATHERS
 from blocksparse_ops.rewrites.linear import sizes_of
 from blocksparse_ops.rewrites.match import classes_in, same_shape
@@ -120,6 +123,15 @@ def check_lengths(fgraph: FunctionGraph, gather: Gather) -> None:
     shared = set.intersection(*map(gather.axes_of, gather.indices))
     if not all(same_shape(fgraph, first, x, axis, axis) for x in others for axis in shared):
         raise LeftAlone("it is not known that both indices are of one length")
+
+
+def need_many_bytes(blocks: TensorVariable) -> None:
+    """Raise LeftAlone where a product in JAX gathers as many bytes at once itself."""
+    shape, itemsize = blocks.type.shape, np.dtype(blocks.type.dtype).itemsize
+    if None in shape:
+        raise LeftAlone("not all sizes are known: give static shapes")
+    if prod(shape) * itemsize <= GATHERED_BYTES:
+        raise LeftAlone("the gathered blocks are few")
 
 
 def axes_of(gather: Gather, varies: set[int], summed: set[int]) -> Axes:

@@ -75,19 +75,25 @@ def specified_like(
     return specify_shape(x, [None if axis is None else sizes[axis] for axis in axes])
 
 
-def register(rewriter: NodeRewriter, *tags: str, position: float = 1.55) -> None:
-    """Run a rewriter to a fixpoint, after 1.51, where zeros are allocations, and before 1.6."""
+def register(
+    rewriter: NodeRewriter, *tags: str, position: float = 1.55, modes: str = "fast_run"
+) -> None:
+    """Run a rewriter to a fixpoint, after 1.51, where zeros are allocations, and before 1.6.
+
+    In all modes that optimize, or those of one library.
+    """
     fixpoint = EquilibriumGraphRewriter(
         [rewriter], max_use_ratio=config.optdb__max_use_ratio, ignore_newtrees=False
     )
-    tags = ("fast_run", "blocksparse", *tags)
-    register_once(rewriter.__name__, fixpoint, *tags, position=position)
+    register_once(rewriter.__name__, fixpoint, modes, "blocksparse", *tags, position=position)
 
 
-def register_pass(rewriter: NodeRewriter, *tags: str, position: float, **options: Any) -> None:
+def register_pass(
+    rewriter: NodeRewriter, *tags: str, position: float, modes: str = "fast_run", **options: Any
+) -> None:
     """Run a rewriter over a graph once."""
-    tags = ("fast_run", "blocksparse", *tags)
-    register_once(rewriter.__name__, dfs_rewriter(rewriter, **options), *tags, position=position)
+    over_all = dfs_rewriter(rewriter, **options)
+    register_once(rewriter.__name__, over_all, modes, "blocksparse", *tags, position=position)
 
 
 def register_once(name: str, rewriter: GraphRewriter, *tags: str, position: float) -> None:

@@ -20,6 +20,9 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(config.compiledi
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
+# Where the lines of programs are shown that graphs come from.
+LINES = {"test_explain", "unchanged_models", "explain"}
+
 # Files of few tests that take long.
 FIRST = {"test_kernel_driver", "test_numba", "test_random_graphs", "test_scan", "test_vectors"}
 
@@ -27,6 +30,10 @@ FIRST = {"test_kernel_driver", "test_numba", "test_random_graphs", "test_scan", 
 def pytest_collection_modifyitems(items):
     """Have no long file come last, when all other processes are done."""
     items.sort(key=lambda item: item.path.stem not in FIRST)
+
+
+def pytest_runtest_setup(item):
+    config.traceback__limit = 8 if item.path.stem in LINES else 0
 
 
 def pytest_generate_tests(metafunc):

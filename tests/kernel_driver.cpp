@@ -1,12 +1,15 @@
 // Runs the kernels without Python on random problems: test_kernel_driver.py compiles it.
 //
-//     kernel_driver [--problems N] [--seed S] [--threads T] [--fail-allocations]
+//     kernel_driver [--problems N] [--seconds T] [--seed S] [--threads T] [--fail-allocations]
 //
 // Problem k of a run is the one that seed S + k draws. It is worked on by 1 to T threads or, where
-// allocations are to fail, for T threads after each allocation in turn has failed.
+// allocations are to fail, for T threads after each allocation in turn has failed. At the end it
+// prints, for each kernel, the problems, the largest error as a share of its bound, and how many
+// sums were zero: where that is a third of them, nothing was tested.
 #include "kernel_problem.hpp"
 
 #include <atomic>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <limits>
@@ -58,10 +61,23 @@ template <class... Parts>
     throw std::runtime_error(text.str());
 }
 
+// What came of the problems of a kernel; of sums, those that are not of small integers.
+struct Record {
+    long problems = 0, sums = 0, zeros = 0;
+    double largest = 0;
+
+    void add(long double error, long double bound, bool is_zero) {
+        largest = std::max(largest, static_cast<double>(error / bound));
+        ++sums;
+        zeros += is_zero;
+    }
+};
+
 template <class Kernel>
 class Check {
    public:
-    explicit Check(const Problem<Kernel>& problem) : problem(problem), out(problem.out) {}
+    Check(const Problem<Kernel>& problem, Record& record)
+        : problem(problem), out(problem.out), record(record) {}
 
     // The output is right, and the same bits for any number of threads.
     void threads(int most) const {
@@ -188,6 +204,7 @@ class Check {
    private:
     const Problem<Kernel>& problem;
     const Tensor& out;
+    Record& record;
 
     Fault prepare(Kernel& kernel, const Array* arguments, int threads) const {
         return kernel.prepare(arguments, problem.equal_sizes.data(),
@@ -243,8 +260,10 @@ class Check {
             const T actual = load<T>(address);
             const long double bound =
                 (terms + 2) * (2 * Limits::epsilon() * magnitude + Limits::min());
-            if (!(std::fabs(actual - value) <= (problem.is_exact ? 0 : bound)))
+            const long double error = std::fabs(actual - value);
+            if (!(error <= (problem.is_exact ? 0 : bound)))
                 fail("a sum is ", actual, " but should be ", value);
+            if (!problem.is_exact) record.add(error, bound, actual == 0);
             std::memcpy(&expected[address - out.memory.get()], address, sizeof actual);
         });
         if (out.contents() != expected) fail("what is in no sum is written");
@@ -255,7 +274,8 @@ class Check {
 
 struct Options {
     std::uint64_t seed = 0;
-    long problems = 1;
+    long problems = std::numeric_limits<long>::max();
+    double seconds = std::numeric_limits<double>::infinity();
     int threads = 3;
     bool fail_allocations = false;
 };
@@ -268,6 +288,7 @@ Options parse(int count, char** words) {
         else if (k + 1 == count) fail("what is ", word, "?");
         else if (word == "--seed") options.seed = std::stoull(words[++k]);
         else if (word == "--problems") options.problems = std::stol(words[++k]);
+        else if (word == "--seconds") options.seconds = std::stod(words[++k]);
         else if (word == "--threads") options.threads = std::stoi(words[++k]);
         else fail("what is ", word, "?");
     }
@@ -279,11 +300,15 @@ std::string& current = *new std::string;
 
 void print_current() { std::fprintf(stderr, "%s\n", current.c_str()); }
 
+using Records = std::map<std::string, Record>;
+
 template <class Kernel>
-void check(Random& random, const Options& options) {
+void check(Random& random, const Options& options, Records& records) {
     const Problem<Kernel> problem(random);
     current += "  # " + problem.words();
-    const Check<Kernel> check(problem);
+    Record& record = records[Op<Kernel>::name];
+    ++record.problems;
+    const Check<Kernel> check(problem, record);
     if (options.fail_allocations) return check.failing_allocations(options.threads);
     check.disagreement(random);
     check.overflow();
@@ -294,26 +319,42 @@ void check(Random& random, const Options& options) {
     check.threads(options.threads);
 }
 
+void print(const Records& records) {
+    for (const auto& [name, record] : records) {
+        const double zeros = static_cast<double>(record.zeros) / std::max(record.sums, 1L);
+        std::printf("%s: %ld problems, error / bound %.3f, %.1f%% zeros\n", name.c_str(),
+                    record.problems, record.largest, 100 * zeros);
+        if (zeros > 1. / 3) fail("more than a third of the sums of ", name, " is zero");
+    }
+}
+
 int main(int count, char** words) try {
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
     __sanitizer_set_death_callback(print_current);
 #endif
     const Options options = parse(count, words);
-    constexpr void (*checks[])(Random&, const Options&) = {
+    constexpr void (*checks[])(Random&, const Options&, Records&) = {
         check<Gemv<float>>,        check<Gemv<double>>,        check<Outer<float>>,
         check<Outer<double>>,      check<DirectGemv<float>>,   check<DirectGemv<double>>,
         check<DirectOuter<float>>, check<DirectOuter<double>>, check<DirectGemv<float, true>>,
         check<DirectGemv<double, true>>, check<DirectOuter<float, true>>,
         check<DirectOuter<double, true>>};
-    for (long k = 0; k < options.problems; ++k) {
+    using Clock = std::chrono::steady_clock;
+    const auto start = Clock::now();
+    const auto seconds = [&] { return std::chrono::duration<double>(Clock::now() - start).count(); };
+    Records records;
+    long k = 0;
+    for (; k < options.problems && seconds() < options.seconds; ++k) {
         const std::uint64_t seed = options.seed + static_cast<std::uint64_t>(k);
         current = "kernel_driver --seed " + std::to_string(seed) + " --threads " +
                   std::to_string(options.threads) +
                   (options.fail_allocations ? " --fail-allocations" : "");
         Random random(seed);
-        checks[random.below(std::size(checks))](random, options);
+        checks[random.below(std::size(checks))](random, options, records);
     }
-    std::printf("%ld problems\n", options.problems);
+    std::printf("%ld problems\n", k);
+    current = "kernel_driver";
+    print(records);
 } catch (const std::exception& error) {
     print_current();
     std::fprintf(stderr, "%s\n", error.what());

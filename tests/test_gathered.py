@@ -12,6 +12,7 @@ from pytensor.tensor.blas import BatchedDot
 from pytensor.tensor.elemwise import Elemwise
 
 from blocksparse_ops import SparseBlockGemv, SparseBlockOuter
+from blocksparse_ops.kernels.thresholds import GATHERED_BYTES
 from blocksparse_ops.zeros import BlockZeros
 
 BATCH, ROWS, COLUMNS = 6, 3, 4
@@ -215,6 +216,58 @@ def test_compiled(mode, form):
     function = pytensor.function(inputs, outputs, mode=mode)
     assert count(function)[:2] == ((0, 0) if mode == "JAX" else (2, 1))
     compare(inputs, outputs, arrays, function)
+
+
+def jax_problem(kind, compute, index_dtype="int64"):
+    """A problem of known sizes, with the result and the gradients."""
+    arrays, inputs = arrays_and_variables(SHAPES[kind], is_static=True, index_dtype=index_dtype)
+    return arrays, inputs, product_and_gradients(compute, *inputs)
+
+
+@pytest.fixture
+def as_if_large(monkeypatch):
+    """The blocks of any problem are too many for JAX to gather at once."""
+    monkeypatch.setattr("blocksparse_ops.rewrites.gathering.GATHERED_BYTES", 0)
+
+
+# In JAX the write of its gradient has another form.
+WRITTEN_OTHERWISE = "inputs, einsum, transposed"
+
+
+@pytest.mark.parametrize("form", [*FORMS, *WINDOWS, *OF_ROWS])
+def test_in_jax_dots_of_many_blocks_run_as_the_op(form, as_if_large):
+    kind, compute = {**WINDOWS, **OF_ROWS}.get(form) or ("two", FORMS[form])
+    arrays, inputs, outputs = jax_problem(kind, compute)
+    function = pytensor.function(inputs, outputs, mode=in_python("JAX"))
+    is_fused = form in OF_ROWS or "product and sum" in form or form == "inputs of one output"
+    outers = 0 if form == WRITTEN_OTHERWISE else 1
+    assert count(function)[:2] == ((0, 0) if is_fused else (2, outers))
+    compare(inputs, outputs, arrays, function)
+
+
+@pytest.mark.parametrize("mode", array_modes("JAX"))
+@pytest.mark.parametrize("index_dtype", ["int64", "uint8", "uint64"])
+@pytest.mark.parametrize("form", ["inputs, matmul", "both, einsum"])
+def test_in_jax_an_index_out_of_range_means_what_it_did(form, index_dtype, mode, as_if_large):
+    (x, W, *indices), inputs, outputs = jax_problem(*WINDOWS[form], index_dtype)
+    indices[0][0], indices[-1][-1] = 99, 99 if index_dtype[0] == "u" else -99
+    function = pytensor.function(inputs, outputs, mode=mode)
+    assert count(function)[:2] == (2, 1)
+    excluded = pytensor.function(inputs, outputs, mode=get_mode(mode).excluding("blocksparse"))
+    assert count(excluded)[:2] == (0, 0)
+    for one, other in zip(function(x, W, *indices), excluded(x, W, *indices), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("batch", "gemvs"), [(GATHERED_BYTES // 2**10, 0), (GATHERED_BYTES // 2**10 + 1, 1), (None, 0)]
+)
+def test_in_jax_many_are_more_than_it_gathers_at_once(batch, gemvs):
+    """Of 8 x 16 float64 an example; sizes that are not known may be few."""
+    x, B, i = of(batch, 8), of(9, 8, 16), pt.tensor(dtype="int64", shape=(batch,))
+    for form in ("batch of rows", "einsum"):
+        function = pytensor.function([x, B, i], FORMS[form](x, B[i]), mode=in_python("JAX"))
+        assert count(function)[0] == gemvs
 
 
 @pytest.mark.parametrize("index_dtype", ["int8", "uint64"])

@@ -1,15 +1,18 @@
 """Weights are never copied whole, nor embedded in compiled code."""
 
+import gc
 import json
 import resource
 import subprocess
 import sys
+from contextlib import nullcontext
 
+import numba
 import numpy as np
 import pytensor
 import pytensor.tensor as pt
 import pytest
-from cases import needs_compiler
+from cases import Draw, Sizes, needs_compiler, symbols
 
 from blocksparse_ops import sparse_block_dot
 
@@ -65,3 +68,60 @@ def test_large_weights_are_not_copied(mode, static):
     command = [sys.executable, __file__, mode, static]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     assert (np.array(json.loads(run.stdout)) / MIB < 100).all()
+
+
+def references_kept(function, arrays, calls, error=None):
+    """By how many references to each argument calls leave more than before."""
+
+    def call():
+        with pytest.raises(error) if error else nullcontext():
+            function(*arrays)
+
+    def count():
+        gc.collect()
+        return np.array([sys.getrefcount(array) for array in arrays])
+
+    call()  # compiles
+    before = count()
+    for _ in range(calls):
+        call()
+    return count() - before
+
+
+def compiled_product(mode, problem):
+    inputs = symbols(problem)
+    return pytensor.function([*inputs.values()], sparse_block_dot(**inputs), mode=mode)
+
+
+PROBLEM = Sizes(4, 3, 17, 20, 2, 2, 5)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_calls_leave_nothing(mode):
+    problem = Draw(PROBLEM, 0, "float64").dot()
+    function = compiled_product(mode, problem)
+    assert not references_kept(function, list(problem.values()), 200).any()
+
+
+@numba.njit
+def raise_if_negative(x):
+    if x[0] < 0:
+        raise IndexError("negative")
+
+
+@numba.njit
+def paired(x, y):
+    raise_if_negative(x)
+    return x, y
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_calls_that_fail_leave_no_more_than_numba_does(mode):
+    """What Numba compiles does not let go of its arguments where what it calls raises."""
+    problem = Draw(PROBLEM, 0, "float64").dot()
+    problem["inputIdx"][1, 1] = PROBLEM.iBlocks
+    function, calls = compiled_product(mode, problem), 50
+    kept = references_kept(function, list(problem.values()), calls, IndexError)
+    of_numba = references_kept(paired, [-np.ones(3), np.ones(3)], calls, IndexError)
+    assert (of_numba == calls).all()
+    assert (kept <= (calls if mode == "NUMBA" else 0)).all()

@@ -10,6 +10,7 @@ import numpy as np
 from jax import Array
 
 from blocksparse_ops.kernels.mapped import fold
+from blocksparse_ops.kernels.thresholds import GATHERED_BYTES
 from blocksparse_ops.kernels.tiles import (
     SORTED_REUSE,
     Form,
@@ -29,9 +30,7 @@ from blocksparse_ops.kernels.tiles import (
 # The working set of a step over windows, in elements, unless one block is larger.
 WINDOW_ELEMENTS = 1 << 17
 
-# What may be gathered at once: more leaves the cache, and steps cost less than that. Not on a GPU,
-# where each step is a launch of kernels, and more of them to sort for it.
-GATHERED_BYTES = 1 << 24
+# On a GPU each step is a launch of kernels, and more of them to sort for it.
 GATHERED_BYTES_OF_GPU = 1 << 30
 
 # Windows of so many inputs at the most are written out, where inputs are of size 1.

@@ -13,3 +13,6 @@ PRODUCTS_OF_A_THREAD = 1 << 18
 # times as long.
 DIRECT_ELEMENTS = 256
 DIRECT_THICKNESS = 1
+
+# What JAX may gather at once: more leaves the cache, and steps cost less than that.
+GATHERED_BYTES = 1 << 24

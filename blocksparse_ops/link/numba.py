@@ -21,7 +21,7 @@ from pytensor.link.numba.dispatch.basic import (
 from blocksparse_ops.bias import BLOCKS, COLUMNS, CheckedColumns
 from blocksparse_ops.gradient import SparseBlockGradient, SplitNumbers
 from blocksparse_ops.kernels.numba import update_blocks, version
-from blocksparse_ops.kernels.numba.arrays import Known, address_of, load, view, view_index
+from blocksparse_ops.kernels.numba.arrays import Known, address_of, view, view_index
 from blocksparse_ops.kernels.numba.check import OPS, Call, call_fail, ready_fail
 from blocksparse_ops.kernels.numba.compile import kernel
 from blocksparse_ops.kernels.numba.gemv import CHECK_GEMV
@@ -68,8 +68,12 @@ GEMV_KERNELS = Kernels(NEW_GEMV, ADD_GEMV, CHECK_GEMV, plain_gemv)
 OUTER_KERNELS = Kernels(NEW_OUTER, ADD_OUTER, CHECK_OUTER, plain_outer)
 
 
+# Part of its caller before Numba looks at types: not compiled by itself for each layout.
+inlined = numba.njit(inline="always")
+
+
 def funcify(op, node, kernels):
-    """Compiled code of an op: function(o, first, second, first_index, second_index[, alpha])."""
+    """Compiled code of an op: function(o, first, second, first_index, second_index, scale)."""
     one, about, of_any, inplace = one_of(node), call_of(op), known_of_any(op), op.inplace
     first_known, second_known = known_of_indices(node)
     ready_check, check = kernels.check.ready, kernels.check.call
@@ -77,25 +81,22 @@ def funcify(op, node, kernels):
     ready_add, add = kernels.add.ready, kernels.add.call
     plain = kernels.plain
 
-    @kernel
-    def in_new(o, first, second, first_index, second_index, alpha=None):
-        scale = one if alpha is None else load(address_of(alpha), one)
+    @inlined
+    def in_new(o, first, second, first_index, second_index, scale):
         indices = view_index(first_index, first_known), view_index(second_index, second_known)
         ready_new(scale, 0)
         return new(scale, 0, (view(o), view(first), view(second), *indices, scale, about))
 
-    @kernel
-    def in_place(o, first, second, first_index, second_index, alpha=None):
-        scale = one if alpha is None else load(address_of(alpha), one)
+    @inlined
+    def in_place(o, first, second, first_index, second_index, scale):
         indices = view_index(first_index, first_known), view_index(second_index, second_known)
         out = destination(o)
         ready_add(scale, 0)
         add(scale, 0, (view(out), view(first), view(second), *indices, scale, about))
         return out
 
-    @kernel
-    def plainly(o, first, second, first_index, second_index, alpha=None):
-        scale = one if alpha is None else alpha.item()
+    @inlined
+    def plainly(o, first, second, first_index, second_index, scale):
         indices = view_index(first_index, first_known), view_index(second_index, second_known)
         ready_check(0, 0)
         check(0, 0, (view(o), view(first), view(second), *indices, about))
@@ -164,12 +165,24 @@ def one_of(node):
 
 @register_funcify_default_op_cache_key(SparseBlockGemv)
 def numba_funcify_SparseBlockGemv(op, node, **kwargs):
-    return funcify(op, node, GEMV_KERNELS), cache_key(node)
+    perform, one = funcify(op, node, GEMV_KERNELS), one_of(node)
+
+    @kernel
+    def sparse_block_gemv(o, W, h, inputIdx, outputIdx):
+        return perform(o, W, h, inputIdx, outputIdx, one)
+
+    return sparse_block_gemv, cache_key(node)
 
 
 @register_funcify_default_op_cache_key(SparseBlockOuter)
 def numba_funcify_SparseBlockOuter(op, node, **kwargs):
-    return funcify(op, node, OUTER_KERNELS), cache_key(node)
+    perform = funcify(op, node, OUTER_KERNELS)
+
+    @kernel
+    def sparse_block_outer(o, x, y, xIdx, yIdx, alpha):
+        return perform(o, x, y, xIdx, yIdx, alpha.item())
+
+    return sparse_block_outer, cache_key(node)
 
 
 @register_funcify_default_op_cache_key(SparseBlockGradient)
@@ -181,10 +194,8 @@ def numba_funcify_SparseBlockGradient(op, node, **kwargs):
 
     @kernel
     def gradient(W, x, y, xIdx, yIdx, alpha):
-        scale, indices = (
-            load(address_of(alpha), one),
-            (view_index(xIdx, x_known), view_index(yIdx, y_known)),
-        )
+        scale = alpha.item()
+        indices = view_index(xIdx, x_known), view_index(yIdx, y_known)
         ready(scale, 0)
         return new(scale, 0, (view(W), view(x), view(y), *indices, scale, about))
 
@@ -232,11 +243,11 @@ def strides_of(shape, itemsize):
 @register_funcify_default_op_cache_key(SparseBlockOuterInPart)
 def numba_funcify_SparseBlockOuterInPart(op, node, **kwargs):
     outer_node = op.outer_node(node)
-    checked = funcify(op.outer, outer_node, OUTER_KERNELS)
+    perform = funcify(op.outer, outer_node, OUTER_KERNELS)
 
     @kernel
     def in_blocks(whole, part, x, y, xIdx, yIdx, alpha):
-        result = checked(part, x, y, xIdx, yIdx, alpha)
+        result = perform(part, x, y, xIdx, yIdx, alpha.item())
         if address_of(result) != address_of(part):
             raise ValueError(NOT_WRITEABLE)
         return whole

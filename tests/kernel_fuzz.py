@@ -1,0 +1,68 @@
+"""Random problems for the C++ kernels, under a sanitizer: kernel_driver.cpp, compiled and run.
+
+`python tests/kernel_fuzz.py --seconds 600` takes half a minute to compile it, unless that lies in
+PyTensor's compile directory, and hands it what else is given: `--problems`, `--seed`, `--threads`,
+`--fail-allocations`.
+"""
+
+import argparse
+import os
+import platform
+import subprocess
+from hashlib import sha256
+from importlib import resources
+from pathlib import Path
+
+from pytensor import config
+
+from blocksparse_ops.kernels.c import extension
+
+DRIVER = Path(__file__).with_name("kernel_driver.cpp")
+HEADERS = resources.files("blocksparse_ops.kernels.c")
+IS_X86 = platform.machine() in ("x86_64", "AMD64")
+
+# To optimise would take four times as long; but threads that wait for each other take longer yet.
+SANITIZERS = {
+    "address,undefined": ["-O0"],
+    "address": ["-O0"],
+    "thread": ["-O1"],
+}
+
+
+def build(path, vectors, sanitizer):
+    """Compile a program for this width of vectors, or for this machine, unless it is there."""
+    command = [config.cxx, *extension.COMPILE_ARGS, "-g1", "-pthread", f"-I{HEADERS}"]
+    command += [f"-m{vectors}" if vectors and IS_X86 else "-march=native"]
+    command += [*SANITIZERS[sanitizer], f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"]
+    sources = [path, *path.parent.glob("kernel_*pp"), *HEADERS.iterdir()]
+    about = (command, [source.read_bytes() for source in sources if source.is_file()])
+    name = sha256(repr(about).encode()).hexdigest()[:32]
+    executable = Path(config.compiledir, f"{path.stem}_{name}")
+    if not executable.exists():
+        # Compiled beside it, and moved as a whole.
+        unfinished = executable.with_suffix(f".{os.getpid()}")
+        compiled = subprocess.run(
+            [*command, str(path), "-o", str(unfinished)], capture_output=True, text=True
+        )
+        assert compiled.returncode == 0, compiled.stderr
+        unfinished.replace(executable)
+    return executable
+
+
+def command_of(executable, sanitizer, *arguments):
+    """What runs a driver: TSan needs addresses that are not drawn anew for each process."""
+    fixed = ["setarch", "-R"] if sanitizer == "thread" else []
+    return [*fixed, str(executable), *arguments]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sanitizer", choices=SANITIZERS, default="address,undefined")
+    parser.add_argument("--vectors", help="as in g++'s -m, as sse2, avx2 or avx512f")
+    options, others = parser.parse_known_args()
+    executable = build(DRIVER, options.vectors, options.sanitizer)
+    raise SystemExit(subprocess.run(command_of(executable, options.sanitizer, *others)).returncode)
+
+
+if __name__ == "__main__":
+    main()
