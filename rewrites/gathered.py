@@ -33,7 +33,8 @@ from blocksparse_ops.rewrites.gathering import (
     axes_of,
     check_lengths,
     gather_of,
-    need_many_bytes,
+    need_many_for_dots,
+    need_many_for_sums,
     product_of_sizes,
     size_of_place,
     through_axes,
@@ -330,16 +331,12 @@ def check_gain_in_c(
 def check_gain_in_jax(
     fgraph: FunctionGraph, gather: Gather, blocks: TensorVariable, products: list[Product]
 ) -> None:
-    """Raise LeftAlone where XLA makes of the op what it makes of the form, or fuses that."""
-    need_dot(products)
-    need_many_bytes(blocks)
-    if None in gather.array.type.shape:
-        raise LeftAlone("not all sizes are known: give static shapes")
-
-
-def need_dot(products: list[Product]) -> None:
-    if not any(product.is_dot for product in products):
-        raise LeftAlone("XLA fuses the gather, the product and the sum into one loop")
+    """Raise LeftAlone where XLA makes of the op what it makes of the form, or something faster."""
+    if any(product.is_dot for product in products):
+        need_many_for_dots(gather, blocks)
+    else:
+        need_sum(products)
+        need_many_for_sums(gather, blocks)
 
 
 def need_sum(products: list[Product]) -> None:

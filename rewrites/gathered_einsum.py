@@ -20,7 +20,7 @@ from blocksparse_ops.rewrites.gathering import (
     gather_of,
     gathered,
     is_permutation,
-    need_many_bytes,
+    need_many_for_dots,
     with_axes,
 )
 from blocksparse_ops.rewrites.match import register_pass
@@ -56,11 +56,13 @@ def local_gathered_einsum_in_jax(
     fgraph: FunctionGraph, node: Apply
 ) -> dict[Variable, Variable] | None:
     """The same, where JAX would not gather all blocks at once."""
-    return as_products(fgraph, node, check_gain=need_many_bytes)
+    return as_products(fgraph, node, check_gain=need_many_for_dots)
 
 
 def as_products(
-    fgraph: FunctionGraph, node: Apply, check_gain: Callable[[TensorVariable], None] | None = None
+    fgraph: FunctionGraph,
+    node: Apply,
+    check_gain: Callable[[Gather, TensorVariable], None] | None = None,
 ) -> dict[Variable, Variable] | None:
     sources = [gathered(x) for x in node.inputs]
     if not node.op.optimized or not any(sources):
@@ -71,7 +73,7 @@ def as_products(
         [source] = [x for x in sources if x is not None]
         gather = gather_of(source)
         if check_gain is not None:
-            check_gain(source.outputs[0])
+            check_gain(gather, source.outputs[0])
         is_of_matrices = gather.places == 1 and gather.block_ndim == 2
         pairs = inlined(node, *gradients) if is_of_matrices else written(node, gather, *gradients)
         results = {}

@@ -30,7 +30,7 @@ from blocksparse_ops.rewrites.gathering import (
     check_lengths,
     gather_of,
     is_permutation,
-    need_many_bytes,
+    need_many_for_sums,
     with_axes,
 )
 from blocksparse_ops.rewrites.linear import minus_one, product, sizes_of
@@ -87,14 +87,14 @@ def local_gathered_gradient_in_rows(fgraph: FunctionGraph, node: Apply) -> list[
 @node_rewriter(WRITES)
 def local_gathered_gradient_in_jax(fgraph: FunctionGraph, node: Apply) -> list[Variable] | None:
     """The same of matrices, where JAX would not make all outer products at once."""
-    return by_the_op(fgraph, node, block_ndim=2, check_gain=need_many_bytes)
+    return by_the_op(fgraph, node, block_ndim=2, check_gain=need_many_for_sums)
 
 
 def by_the_op(
     fgraph: FunctionGraph,
     node: Apply,
     block_ndim: int,
-    check_gain: Callable[[TensorVariable], None] | None = None,
+    check_gain: Callable[[Gather, TensorVariable], None] | None = None,
 ) -> list[Variable] | None:
     base, outers, *_ = node.inputs
     try:
@@ -102,7 +102,7 @@ def by_the_op(
         if gather.block_ndim != block_ndim:
             return None
         if check_gain is not None:
-            check_gain(outers)
+            check_gain(gather, outers)
         check_write(fgraph, node, gather)
         terms = [outer_product(gather, x) for x in terms_of(outers, gather)]
         result = base

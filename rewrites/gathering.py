@@ -19,7 +19,7 @@ from pytensor.tensor.math import mul
 from pytensor.tensor.type import int_dtypes, uint_dtypes
 from pytensor.tensor.variable import TensorVariable
 
-from blocksparse_ops.kernels.thresholds import GATHERED_BYTES
+from blocksparse_ops.kernels.thresholds import DOT_ELEMENTS, DOT_USES, GATHERED_BYTES, SUM_USES
 from blocksparse_ops.rewrites.bias import GATHERS
 from blocksparse_ops.rewrites.linear import sizes_of
 from blocksparse_ops.rewrites.match import classes_in, same_shape
@@ -125,13 +125,30 @@ def check_lengths(fgraph: FunctionGraph, gather: Gather) -> None:
         raise LeftAlone("it is not known that both indices are of one length")
 
 
-def need_many_bytes(blocks: TensorVariable) -> None:
-    """Raise LeftAlone where a product in JAX gathers as many bytes at once itself."""
-    shape, itemsize = blocks.type.shape, np.dtype(blocks.type.dtype).itemsize
-    if None in shape:
+def need_many(gather: Gather, blocks: TensorVariable, block_elements: int, uses: int) -> None:
+    """Raise LeftAlone where a product in JAX gathers as much at once itself, or is slower.
+
+    That is unless blocks have so many elements, and each, in the mean, has so many uses.
+    """
+    if None in (*blocks.type.shape, *gather.array.type.shape):
         raise LeftAlone("not all sizes are known: give static shapes")
-    if prod(shape) * itemsize <= GATHERED_BYTES:
+    elements = prod(blocks.type.shape)
+    if elements * np.dtype(blocks.type.dtype).itemsize <= GATHERED_BYTES:
         raise LeftAlone("the gathered blocks are few")
+    if prod(blocks.type.shape[gather.places :]) < block_elements:
+        raise LeftAlone("the blocks are small")
+    if elements < uses * prod(gather.array.type.shape):
+        raise LeftAlone("few examples share a block")
+
+
+def need_many_for_dots(gather: Gather, blocks: TensorVariable) -> None:
+    need_many(gather, blocks, DOT_ELEMENTS, DOT_USES)
+
+
+def need_many_for_sums(gather: Gather, blocks: TensorVariable) -> None:
+    if gather.block_ndim == 1:
+        raise LeftAlone("XLA fuses the gather, the product and the sum into one loop")
+    need_many(gather, blocks, 1, SUM_USES)
 
 
 def axes_of(gather: Gather, varies: set[int], summed: set[int]) -> Axes:

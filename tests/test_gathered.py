@@ -12,7 +12,7 @@ from pytensor.tensor.blas import BatchedDot
 from pytensor.tensor.elemwise import Elemwise
 
 from blocksparse_ops import SparseBlockGemv, SparseBlockOuter
-from blocksparse_ops.kernels.thresholds import GATHERED_BYTES
+from blocksparse_ops.kernels.thresholds import DOT_ELEMENTS, GATHERED_BYTES
 from blocksparse_ops.zeros import BlockZeros
 
 BATCH, ROWS, COLUMNS = 6, 3, 4
@@ -226,8 +226,9 @@ def jax_problem(kind, compute, index_dtype="int64"):
 
 @pytest.fixture
 def as_if_large(monkeypatch):
-    """The blocks of any problem are too many for JAX to gather at once."""
-    monkeypatch.setattr("blocksparse_ops.rewrites.gathering.GATHERED_BYTES", 0)
+    """The blocks of any problem are large, and too many for JAX to gather at once."""
+    for name in ("GATHERED_BYTES", "DOT_ELEMENTS", "DOT_USES", "SUM_USES"):
+        monkeypatch.setattr(f"blocksparse_ops.rewrites.gathering.{name}", 0)
 
 
 # In JAX the write of its gradient has another form.
@@ -235,13 +236,12 @@ WRITTEN_OTHERWISE = "inputs, einsum, transposed"
 
 
 @pytest.mark.parametrize("form", [*FORMS, *WINDOWS, *OF_ROWS])
-def test_in_jax_dots_of_many_blocks_run_as_the_op(form, as_if_large):
+def test_in_jax_products_of_many_blocks_run_as_the_op(form, as_if_large):
     kind, compute = {**WINDOWS, **OF_ROWS}.get(form) or ("two", FORMS[form])
     arrays, inputs, outputs = jax_problem(kind, compute)
     function = pytensor.function(inputs, outputs, mode=in_python("JAX"))
-    is_fused = form in OF_ROWS or "product and sum" in form or form == "inputs of one output"
     outers = 0 if form == WRITTEN_OTHERWISE else 1
-    assert count(function)[:2] == ((0, 0) if is_fused else (2, outers))
+    assert count(function)[:2] == ((0, 0) if form in OF_ROWS else (2, outers))
     compare(inputs, outputs, arrays, function)
 
 
@@ -259,14 +259,34 @@ def test_in_jax_an_index_out_of_range_means_what_it_did(form, index_dtype, mode,
         np.testing.assert_allclose(one, other, rtol=1e-9)
 
 
+# Of float64: how many examples of 16 x 32 numbers JAX gathers at once.
+AT_ONCE = GATHERED_BYTES // (8 * DOT_ELEMENTS)
+
+
 @pytest.mark.parametrize(
-    ("batch", "gemvs"), [(GATHERED_BYTES // 2**10, 0), (GATHERED_BYTES // 2**10 + 1, 1), (None, 0)]
+    ("batch", "groups", "columns", "dots", "sums"),
+    [
+        (AT_ONCE, 9, 32, 0, 0),
+        (AT_ONCE + 1, 9, 32, 1, 1),
+        (8 * 900, 900, 32, 1, 1),
+        (8 * 900 - 1, 900, 32, 0, 1),
+        (6000, 6000, 32, 0, 1),
+        (6000, 6001, 32, 0, 0),
+        (9000, 9, 31, 0, 1),
+        (None, 9, 32, 0, 0),
+        (9000, None, 32, 0, 0),
+    ],
 )
-def test_in_jax_many_are_more_than_it_gathers_at_once(batch, gemvs):
-    """Of 8 x 16 float64 an example; sizes that are not known may be few."""
-    x, B, i = of(batch, 8), of(9, 8, 16), pt.tensor(dtype="int64", shape=(batch,))
-    for form in ("batch of rows", "einsum"):
-        function = pytensor.function([x, B, i], FORMS[form](x, B[i]), mode=in_python("JAX"))
+def test_in_jax_how_many_are_many(batch, groups, columns, dots, sums):
+    """Sizes that are not known may be small."""
+    x, B, i = of(batch, 16), of(groups, 16, columns), pt.tensor(dtype="int64", shape=(batch,))
+    forms = {
+        FORMS["batch of rows"]: dots,
+        FORMS["einsum"]: dots,
+        WINDOWS["product and sum"][1]: sums,
+    }
+    for form, gemvs in forms.items():
+        function = pytensor.function([x, B, i], form(x, B[i]), mode=in_python("JAX"))
         assert count(function)[0] == gemvs
 
 

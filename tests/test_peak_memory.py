@@ -79,9 +79,9 @@ def growth_of_gathered(mode, batch):
 
 
 def growth_of_gathered_in_jax(mode, batch):
-    """The same of dots, of sizes that are known: to compile them takes memory, too."""
+    """The same of sizes that are known: to compile for them takes memory, too."""
     before = peak()
-    for form in ("einsum", "outputs, matmul"):
+    for form in GATHERED:
         arrays, inputs, outputs = problem(form, batch, is_static=True)
         pytensor.function(inputs, outputs, mode=mode)(*arrays)
     return peak() - before
