@@ -2,7 +2,8 @@
 
 `python tests/kernel_fuzz.py --seconds 600` takes half a minute to compile it, unless that lies in
 PyTensor's compile directory, and hands it what else is given: `--problems`, `--seed`, `--threads`,
-`--fail-allocations`.
+`--fail-allocations`. With `--machine aarch64` another machine is emulated, which takes Debian's
+packages g++-aarch64-linux-gnu and qemu-user.
 """
 
 import argparse
@@ -31,9 +32,18 @@ SANITIZERS = {
 
 def build(path, vectors, sanitizer):
     """Compile a program for this width of vectors, or for this machine, unless it is there."""
-    command = [config.cxx, *extension.COMPILE_ARGS, "-g1", "-pthread", f"-I{HEADERS}"]
-    command += [f"-m{vectors}" if vectors and IS_X86 else "-march=native"]
-    command += [*SANITIZERS[sanitizer], f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"]
+    about = [f"-m{vectors}" if vectors and IS_X86 else "-march=native", *SANITIZERS[sanitizer]]
+    about += [f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"]
+    return compiled(path, config.cxx, *about)
+
+
+def build_for(machine):
+    """Compile the driver for another machine, without what this one's sanitizers need."""
+    return compiled(DRIVER, f"{machine}-linux-gnu-g++", "-O1", "-static")
+
+
+def compiled(path, compiler, *flags):
+    command = [compiler, *extension.COMPILE_ARGS, "-g1", "-pthread", f"-I{HEADERS}", *flags]
     sources = [path, *path.parent.glob("kernel_*pp"), *HEADERS.iterdir()]
     about = (command, [source.read_bytes() for source in sources if source.is_file()])
     name = sha256(repr(about).encode()).hexdigest()[:32]
@@ -41,10 +51,10 @@ def build(path, vectors, sanitizer):
     if not executable.exists():
         # Compiled beside it, and moved as a whole.
         unfinished = executable.with_suffix(f".{os.getpid()}")
-        compiled = subprocess.run(
+        run = subprocess.run(
             [*command, str(path), "-o", str(unfinished)], capture_output=True, text=True
         )
-        assert compiled.returncode == 0, compiled.stderr
+        assert run.returncode == 0, run.stderr
         unfinished.replace(executable)
     return executable
 
@@ -59,9 +69,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sanitizer", choices=SANITIZERS, default="address,undefined")
     parser.add_argument("--vectors", help="as in g++'s -m, as sse2, avx2 or avx512f")
+    parser.add_argument("--machine", help="to emulate: aarch64")
     options, others = parser.parse_known_args()
-    executable = build(DRIVER, options.vectors, options.sanitizer)
-    raise SystemExit(subprocess.run(command_of(executable, options.sanitizer, *others)).returncode)
+    if options.machine is not None:
+        command = [f"qemu-{options.machine}", str(build_for(options.machine)), *others]
+    else:
+        executable = build(DRIVER, options.vectors, options.sanitizer)
+        command = command_of(executable, options.sanitizer, *others)
+    raise SystemExit(subprocess.run(command).returncode)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 from cases import needs_compiler
-from kernel_fuzz import DRIVER, IS_X86, build, command_of
+from kernel_fuzz import DRIVER, IS_X86, build, build_for, command_of
 
 pytestmark = needs_compiler
 
@@ -49,3 +49,11 @@ def test_an_allocation_that_fails_leaves_nothing(vectors):
 @pytest.mark.skipif(shutil.which("setarch") is None, reason="needs setarch")
 def test_no_data_races():
     run(None, "thread", "--problems", "150")
+
+
+@pytest.mark.skipif(shutil.which("qemu-aarch64") is None, reason="needs qemu-aarch64")
+@pytest.mark.skipif(shutil.which("aarch64-linux-gnu-g++") is None, reason="needs a cross compiler")
+def test_on_another_machine():
+    command = ["qemu-aarch64", str(build_for("aarch64")), "--problems", "50"]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
