@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 from guarded import Region, draw_strides
 
+os.environ["BLOCKSPARSE_CHECK_TABLES"] = "1"
 MANY_THREADS = any(word.startswith("--threads") for word in sys.argv)
 if MANY_THREADS:  # before anything of PyTensor's is imported
     os.environ["PYTENSOR_FLAGS"] = f"{os.environ.get('PYTENSOR_FLAGS', '')},numba__cache=False"

@@ -4,12 +4,12 @@ products."""
 import numpy as np
 from numba.core.types import int64, void
 
-from blocksparse_ops.kernels.numba.arrays import keep_alive, load, store
+from blocksparse_ops.kernels.numba.arrays import load, store
 from blocksparse_ops.kernels.numba.check import count_from_start
 from blocksparse_ops.kernels.numba.choose import threads_for
 from blocksparse_ops.kernels.numba.compile import Unit, kernel
 from blocksparse_ops.kernels.numba.gemv import ARGUMENTS as GEMV_ARGUMENTS
-from blocksparse_ops.kernels.numba.memory import allocate_tables, take
+from blocksparse_ops.kernels.numba.memory import allocate_tables, free_tables, take
 from blocksparse_ops.kernels.numba.outer import ARGUMENTS as OUTER_ARGUMENTS
 from blocksparse_ops.kernels.numba.panel import ceil_div, constant, lanes_of, size_of
 from blocksparse_ops.kernels.numba.places import WORD_BITS
@@ -169,7 +169,7 @@ def run_direct_gemv(out, W, h, inputIdx, outputIdx, scale, start, most_threads):
     p.input = count_from_start(inputIdx, W.shape[0], p.input)
     p.output = count_from_start(outputIdx, W.shape[1], p.output)
     work_gemv(scale, shape_of_gemv(p), address_of_record(p), p.threads)
-    keep_alive(array)
+    free_tables(p, take_direct, array)
 
 
 def run_direct_outer(out, x, y, xIdx, yIdx, alpha, most_threads):
@@ -182,7 +182,7 @@ def run_direct_outer(out, x, y, xIdx, yIdx, alpha, most_threads):
     p.input = count_from_start(xIdx, out.shape[0], p.input)
     p.output = count_from_start(yIdx, out.shape[1], p.output)
     work_outer(alpha, shape_of_outer(p), address_of_record(p), p.threads)
-    keep_alive(array)
+    free_tables(p, take_direct, array)
 
 
 work_gemv, work_outer = (

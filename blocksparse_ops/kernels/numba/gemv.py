@@ -2,7 +2,7 @@
 
 from numba.core.types import int64, void
 
-from blocksparse_ops.kernels.numba.arrays import INDEX_ARRAY, array_type, keep_alive
+from blocksparse_ops.kernels.numba.arrays import INDEX_ARRAY, array_type
 from blocksparse_ops.kernels.numba.by_block import (
     multiply_by_chunk,
     multiply_by_panel,
@@ -13,7 +13,7 @@ from blocksparse_ops.kernels.numba.by_block import (
 from blocksparse_ops.kernels.numba.check import CALL, check, count_from_start, raise_fault_of
 from blocksparse_ops.kernels.numba.choose import pattern_is_shared, threads_for
 from blocksparse_ops.kernels.numba.compile import Unit, kernel
-from blocksparse_ops.kernels.numba.memory import allocate_tables, take
+from blocksparse_ops.kernels.numba.memory import allocate_tables, free_tables, take
 from blocksparse_ops.kernels.numba.pack import ready_transpose
 from blocksparse_ops.kernels.numba.panel import MOST_DEPTH, chunk_depth, cut_columns, size_of
 from blocksparse_ops.kernels.numba.product import PRODUCT, is_column_major
@@ -79,7 +79,7 @@ def run_gemv(out, W, h, inputIdx, outputIdx, scale, most_threads):
     p.input = count_from_start(inputIdx, W.shape[0], p.input)
     p.output = count_from_start(outputIdx, W.shape[1], p.output)
     work_gemv(scale, choose_path(p), address_of_record(p), p.threads)
-    keep_alive(array)
+    free_tables(p, take_product, array)
 
 
 # The work of one thread; all may run at once.

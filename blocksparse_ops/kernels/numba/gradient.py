@@ -4,10 +4,10 @@ import numpy as np
 from numba.core.types import Array as ArrayOfNumba
 from numba.core.types import Tuple, int64
 
-from blocksparse_ops.kernels.numba.arrays import Array, address_of, keep_alive, new_zeros, view
+from blocksparse_ops.kernels.numba.arrays import Array, address_of, new_zeros, view
 from blocksparse_ops.kernels.numba.check import CALL
 from blocksparse_ops.kernels.numba.compile import Unit, kernel
-from blocksparse_ops.kernels.numba.memory import allocate_tables, set_word
+from blocksparse_ops.kernels.numba.memory import allocate_tables, free_tables, set_word
 from blocksparse_ops.kernels.numba.outer import (
     ARGUMENTS,
     CHECK_OUTER,
@@ -54,7 +54,7 @@ def new_gradient(W, x, y, xIdx, yIdx, alpha, call):
     p.out = Array(blocks.data, (count, 1, rows, columns), (block_step, 0, row_step, step))
     if alpha != 0:
         run_work_outer(alpha, 0, address_of_record(p), p.threads)
-    keep_alive(tables)
+    free_tables(p, take_outer, tables)
     return inputBlock, outputBlock, values
 
 

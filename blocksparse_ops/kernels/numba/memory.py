@@ -8,7 +8,8 @@ import numpy as np
 from numba.core.types import int64, void
 from numba.extending import intrinsic
 
-from blocksparse_ops.kernels.numba.arrays import address_of
+from blocksparse_ops.kernels.numba import TABLES_ARE_CHECKED
+from blocksparse_ops.kernels.numba.arrays import address_of, keep_alive
 from blocksparse_ops.kernels.numba.compile import kernel
 from blocksparse_ops.kernels.numba.records import Record
 from blocksparse_ops.kernels.numba.vector import FLAG, WORD, WORD_BYTES, Code, word
@@ -53,9 +54,12 @@ def address_in(builder, number_type, table, position):
 word_at, row_at = reader(WORD), reader(FLAG)
 set_word, set_row = writer(WORD), writer(FLAG)
 
-# Where the next table is to start.
-MEMORY = Record("Memory", "free")
+# Where the next table is to start, and what is done with the guard behind each: a word that nothing
+# may change, only where tables are checked.
+MEMORY = Record("Memory", "free guards")
 new_memory = MEMORY.new
+COUNTED, SET, VERIFIED = np.int64(0), np.int64(1), np.int64(2)
+GUARD = np.int64(0x5AFE5AFE5AFE5AFE)
 
 
 @kernel
@@ -63,7 +67,18 @@ def take(memory, words):
     """A table of so many words."""
     table = memory.free
     memory.free += words * WORD_BYTES
+    if TABLES_ARE_CHECKED:
+        take_guard(memory)
     return table
+
+
+@kernel
+def take_guard(memory):
+    if memory.guards == SET:
+        set_word(memory.free, 0, GUARD)
+    elif memory.guards == VERIFIED and word_at(memory.free, 0) != GUARD:
+        raise SystemError("a kernel has written behind one of its tables")
+    memory.free += WORD_BYTES
 
 
 @kernel
@@ -79,12 +94,22 @@ def allocate_tables(record, take_tables):
     It is called twice: from address 0, which tells how much memory they take, and in this memory.
     """
     memory = new_memory(record)
-    memory.free = 0
+    memory.free, memory.guards = 0, COUNTED
     take_tables(record, memory)
     array = np.empty(memory.free // WORD_BYTES, np.int64)
-    memory.free = address_of(array)
+    memory.free, memory.guards = address_of(array), SET
     take_tables(record, memory)
     return array
+
+
+@kernel
+def free_tables(record, take_tables, array):
+    """What follows the last use of tables."""
+    if TABLES_ARE_CHECKED:
+        memory = new_memory(record)
+        memory.free, memory.guards = address_of(array), VERIFIED
+        take_tables(record, memory)
+    keep_alive(array)
 
 
 @kernel

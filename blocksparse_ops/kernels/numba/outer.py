@@ -3,12 +3,13 @@
 import numpy as np
 from numba.core.types import int64, void
 
-from blocksparse_ops.kernels.numba.arrays import INDEX_ARRAY, array_type, keep_alive
+from blocksparse_ops.kernels.numba.arrays import INDEX_ARRAY, array_type
 from blocksparse_ops.kernels.numba.check import CALL, check, count_from_start, raise_fault_of
 from blocksparse_ops.kernels.numba.choose import threads_for
 from blocksparse_ops.kernels.numba.compile import Unit, kernel
 from blocksparse_ops.kernels.numba.memory import (
     allocate_tables,
+    free_tables,
     locate_rows,
     set_word,
     take,
@@ -118,7 +119,7 @@ def run_outer(out, x, y, xIdx, yIdx, alpha, most_threads):
     array = allocate_tables(p, take_outer)
     plan_outer(p, x, y, xIdx, yIdx)
     run_work_outer(alpha, 0, address_of_record(p), p.threads)
-    keep_alive(array)
+    free_tables(p, take_outer, array)
 
 
 def work_outer(outer, thread, alpha):

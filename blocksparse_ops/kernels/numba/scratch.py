@@ -3,7 +3,7 @@
 from collections import namedtuple
 
 from blocksparse_ops.kernels.numba.compile import kernel
-from blocksparse_ops.kernels.numba.memory import new_memory, take
+from blocksparse_ops.kernels.numba.memory import COUNTED, new_memory, take
 from blocksparse_ops.kernels.numba.panel import packed_bytes
 from blocksparse_ops.kernels.numba.tile import FACTOR, MOST_ADDRESSES, TASK
 from blocksparse_ops.kernels.numba.vector import WORD_BYTES
@@ -38,7 +38,7 @@ def align(number, unit):
 def thread_bytes(threads, factors, more, like):
     """From one thread's scratch to the next one's."""
     memory = new_memory(like)
-    memory.free = 0
+    memory.free, memory.guards = 0, COUNTED
     take_scratch(memory, factors, more, like)
     unit = LINE if threads == 1 else PAGE
     return align(memory.free + unit, unit)
@@ -56,6 +56,6 @@ def take_scratches(memory, threads, factors, more, like):
 def scratch_of(table, thread, threads, factors, more, like):
     """The scratch of one thread of a table of take_scratches."""
     memory = new_memory(like)
-    memory.free = align(table, LINE if threads == 1 else PAGE)
+    memory.free, memory.guards = align(table, LINE if threads == 1 else PAGE), COUNTED
     memory.free += thread * thread_bytes(threads, factors, more, like)
     return take_scratch(memory, factors, more, like)
