@@ -2,11 +2,9 @@ import os
 
 # A rewrite that fails is an error, in doctests and in programs that tests run, too: PyTensor would
 # print it and go on without the rewrite. And PyTensor's C++ is compiled without debugging
-# information, which takes a quarter of g++'s time, and its graphs made without the lines of Python
-# that made them, which take a tenth of theirs.
+# information, which takes a quarter of g++'s time.
 flags = os.environ.get("PYTENSOR_FLAGS", "")
-lighter_flags = "gcc__cxxflags=-g0,traceback__limit=0,traceback__compile_limit=0"
-os.environ["PYTENSOR_FLAGS"] = f"{lighter_flags},{flags},on_opt_error=raise"
+os.environ["PYTENSOR_FLAGS"] = f"gcc__cxxflags=-g0,{flags},on_opt_error=raise"
 # Its compiler takes PyTorch seconds for each shape: test_pytorch.py turns it on for some.
 os.environ["TORCHDYNAMO_DISABLE"] = "1"
 # Of JAX most of the time is XLA's, on loops that run once.
@@ -20,8 +18,10 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(config.compiledi
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
-# Where the lines of programs are shown that graphs come from.
-LINES = {"test_explain", "unchanged_models", "explain"}
+# How many lines of a program PyTensor keeps with a variable: to find them takes a tenth of the time
+# to make graphs and to rewrite them, so that only tests of these have them.
+LINES = config.traceback__limit
+OF_LINES = {"test_explain"}
 
 # Files of few tests that take long.
 FIRST = {"test_kernel_driver", "test_numba", "test_random_graphs", "test_scan", "test_vectors"}
@@ -33,7 +33,11 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_runtest_setup(item):
-    config.traceback__limit = 8 if item.path.stem in LINES else 0
+    config.traceback__limit = LINES if item.path.stem in OF_LINES else 0
+
+
+def pytest_runtest_teardown():
+    config.traceback__limit = LINES
 
 
 def pytest_generate_tests(metafunc):
