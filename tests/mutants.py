@@ -44,7 +44,7 @@ CPP_SILENT = re.compile(r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\])*"|^\s*#[^\n]*', re.
 # What is relevant besides tests of the same name; for rewrites the first stands for all others.
 RANDOM_GRAPHS = ["tests/random_graphs.py", "--seconds", "200", "--cases", "40"]
 TESTS = {
-    "rewrites": ["test_rewrites"],
+    "rewrites": ["test_rewrites", "test_unknown_sizes", "test_steps"],
     "update": ["test_steps"],
     "linear": ["test_steps"],
     "inplace": ["test_steps"],
@@ -74,13 +74,8 @@ TESTS = {
     "jax_steps": ["test_jax"],
 }
 
-# Kernels that the fuzz does not call.
-TESTS_OF_NUMBA = {
-    "gradient": "test_gradient",
-    "plain": "test_values",
-    "update_blocks": "test_updates",
-    "threads": "test_threads",
-}
+# Kernels that neither the fuzz nor what is relevant to all of them calls.
+TESTS_OF_NUMBA = {"threads": ["threads"], "update_blocks": ["updates"]}
 
 
 class Mutant(NamedTuple):
@@ -148,12 +143,11 @@ def commands_for(path, python, scratch):
             ["g++", *flags, includes, "tests/kernel_driver.cpp", "-o", str(driver)],
             [str(driver), "--problems", "800"],
         ]
-    if "numba" in path.parts and path.stem not in TESTS_OF_NUMBA:
-        return [[python, "tests/numba_fuzz.py", "--problems", "400", "--seconds", "200"]]
     if "numba" in path.parts:
-        return [
-            [*pytest, f"tests/{TESTS_OF_NUMBA[path.stem]}.py", "-k", "NUMBA or Numba or gradient"]
-        ]
+        fuzz = [python, "tests/numba_fuzz.py", "--problems", "400", "--seconds", "200"]
+        names = ["values", "errors", "gradient", *TESTS_OF_NUMBA.get(path.stem, [])]
+        files = [f"tests/test_{name}.py" for name in names]
+        return [fuzz, [*pytest, *files, "-k", "NUMBA or Numba or gradient"]]
     same = f"test_{path.stem}"
     folder = TESTS.get(path.parent.name, [])
     names = dict.fromkeys([same, *TESTS.get(path.stem, []), *folder])
