@@ -1,27 +1,33 @@
 """Some random problems for the Numba kernels between guard pages, in a process of their own."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
-import numba_fuzz
 import numpy as np
 import pytest
 from guarded import Region
 
-FUZZ = [sys.executable, numba_fuzz.__file__]
+FUZZ = Path(__file__).with_name("numba_fuzz.py")
 
 
 def test_random_problems():
-    run = subprocess.run([*FUZZ, "--problems", "400"], capture_output=True, text=True)
+    command = [sys.executable, str(FUZZ), "--problems", "400"]
+    run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     assert "400 problems" in run.stdout
 
 
-def test_a_failure_prints_the_command_that_repeats_it(monkeypatch, capfd):
-    monkeypatch.setattr(sys, "argv", [numba_fuzz.__file__, "--problems", "3", "--threads", "x"])
-    with pytest.raises(SystemExit):
-        numba_fuzz.main()
-    assert "invalid int value" in capfd.readouterr().err
+def test_a_failure_prints_the_command_that_repeats_it(tmp_path):
+    """Of a kernel that never returns, but ends the process."""
+    (tmp_path / "numba_problem.py").write_text("import os\nRECORDS = {}\n\n\nos.abort()\n")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONSAFEPATH": "1"}
+    environment["PYTHONPATH"] += os.pathsep + str(FUZZ.parent)
+    command = [sys.executable, str(FUZZ), "--problems", "3", "--seed", "7"]
+    run = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert run.returncode == 1
+    assert "failed: python tests/numba_fuzz.py --problems 1 --seed" in run.stdout
 
 
 @pytest.mark.parametrize("at_end", [False, True])
