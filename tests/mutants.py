@@ -160,13 +160,12 @@ def copy_tree(to):
     for name in COPIED:
         source = ROOT / name
         if source.is_dir():
-            shutil.copytree(source, to / name, ignore=shutil.ignore_patterns("__pycache__"))
+            ignored = ["__pycache__", *["rewrites"] * (name == "blocksparse_ops")]
+            shutil.copytree(source, to / name, ignore=shutil.ignore_patterns(*ignored))
         elif source.exists():
             shutil.copy(source, to / name)
     # The package as it is installed, of which this folder is a part.
-    part = to / "blocksparse_ops" / "rewrites"
-    if not part.exists():
-        part.symlink_to("../rewrites")
+    (to / "blocksparse_ops" / "rewrites").symlink_to("../rewrites")
 
 
 def outcome(mutant, scratch):
