@@ -1,8 +1,8 @@
-"""Problems too large for the oracle, with less examples than `python tests/large.py` has."""
+"""Problems too large for the oracle, with less examples than `python tests/large_problems.py` has."""
 
 import pytest
 from cases import needs_compiler
-from large import PROBLEMS, Large, smaller
+from large_problems import PROBLEMS, Large, smaller
 
 
 @pytest.mark.parametrize("mode", [pytest.param("CVM", marks=needs_compiler), "NUMBA"])
