@@ -1,10 +1,11 @@
 # ruff: noqa: T201
 """Problems too large for the oracle, checked by projection: in integers, and exactly.
 
-`python tests/large_problems.py` takes some minutes and 12 GiB of addresses, of which it uses 2. All values
-are -1, 0 or 1, so that sums stay exact at any depth; a result times a random vector of such must be
-what the formula gives for the product of that vector and the blocks, which costs no more than to
-read them. The source of the idea: BLIS's test suite projects, oneDNN's benchdnn keeps sums exact.
+`python tests/large_problems.py` takes some minutes and 12 GiB of addresses, of which it uses 2. All
+values are -1, 0 or 1, so that sums stay exact at any depth; a result times a random vector of such
+must be what the formula gives for the product of that vector and the blocks, which costs no more
+than to read them. The source of the idea: BLIS's test suite projects, oneDNN's benchdnn keeps sums
+exact.
 """
 
 import argparse

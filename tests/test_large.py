@@ -1,4 +1,4 @@
-"""Problems too large for the oracle, with less examples than `python tests/large_problems.py` has."""
+"""Problems too large for the oracle, with less examples than large_problems.py has."""
 
 import pytest
 from cases import needs_compiler
