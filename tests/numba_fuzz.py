@@ -80,8 +80,8 @@ def main():
             **os.environ,
             "PYTENSOR_FLAGS": flags,
             "NUMBA_NUM_THREADS": str(arguments.threads),
-            "BLOCKSPARSE_CHECK_TABLES": "1",
         }
+        environment.setdefault("BLOCKSPARSE_CHECK_TABLES", "1")
         command = [sys.executable, "-X", "faulthandler", *sys.argv, "--current", file.name]
         run = subprocess.run(command, env=environment)
         if run.returncode:

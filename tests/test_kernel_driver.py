@@ -48,7 +48,7 @@ def test_an_allocation_that_fails_leaves_nothing(vectors):
 
 @pytest.mark.skipif(shutil.which("setarch") is None, reason="needs setarch")
 def test_no_data_races():
-    run(None, "thread", "--problems", "150")
+    run(None, "thread", "--problems", "100")
 
 
 @pytest.mark.skipif(shutil.which("qemu-aarch64") is None, reason="needs qemu-aarch64")

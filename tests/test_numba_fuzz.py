@@ -13,8 +13,11 @@ FUZZ = Path(__file__).with_name("numba_fuzz.py")
 
 
 def test_random_problems():
-    command = [sys.executable, str(FUZZ), "--problems", "400"]
-    run = subprocess.run(command, capture_output=True, text=True)
+    command = [sys.executable, str(FUZZ), "--problems", "400", "--seconds", "600"]
+    # As all other tests have it: with kernels that these have compiled.
+    checks = os.environ.get("BLOCKSPARSE_CHECK_TABLES", "0")
+    environment = {**os.environ, "BLOCKSPARSE_CHECK_TABLES": checks}
+    run = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert run.returncode == 0, run.stdout + run.stderr
     assert "400 problems" in run.stdout
 
