@@ -313,7 +313,7 @@ def run(graph, updates, outputs, mode):
     try:
         results = [np.array(x) for x in function(*graph.values)]
         return results + [parameter.get_value() for parameter in graph.parameters]
-    except (ValueError, AssertionError, NotImplementedError) as error:
+    except (ValueError, TypeError, AssertionError, NotImplementedError) as error:
         return error
     finally:
         for parameter, value in zip(graph.parameters, before, strict=True):
