@@ -219,10 +219,8 @@ def computed(
     order, inputIdx, outputIdx = arguments_of(fgraph, gather, axes)
     W = with_axes(gather.array, order)
     if clamps:
-        inputIdx, outputIdx = (
-            clamped(inputIdx, W.type.shape[0]),
-            clamped(outputIdx, W.type.shape[1]),
-        )
+        inputIdx = clamped(inputIdx, W.type.shape[0])
+        outputIdx = clamped(outputIdx, W.type.shape[1])
     h = arranged(product.other, axes, axes.inputs, axes.rows)
     examples = [size_of_place(fgraph, gather, axis) for axis in axes.examples]
     window = 1 if axes.outputs is None else size_of_place(fgraph, gather, axes.outputs)

@@ -274,8 +274,8 @@ class Check {
 
 struct Options {
     std::uint64_t seed = 0;
-    long problems = std::numeric_limits<long>::max();
-    double seconds = std::numeric_limits<double>::infinity();
+    long problems = 0;   // 0 if not given: one, or as many as fit into the seconds
+    double seconds = 0;  // 0 if not given: as long as it takes
     int threads = 3;
     bool fail_allocations = false;
 };
@@ -292,6 +292,8 @@ Options parse(int count, char** words) {
         else if (word == "--threads") options.threads = std::stoi(words[++k]);
         else fail("what is ", word, "?");
     }
+    if (!options.problems)
+        options.problems = options.seconds > 0 ? std::numeric_limits<long>::max() : 1;
     return options;
 }
 
@@ -341,10 +343,13 @@ int main(int count, char** words) try {
         check<DirectOuter<double, true>>};
     using Clock = std::chrono::steady_clock;
     const auto start = Clock::now();
-    const auto seconds = [&] { return std::chrono::duration<double>(Clock::now() - start).count(); };
+    const auto is_over = [&] {
+        const std::chrono::duration<double> taken = Clock::now() - start;
+        return options.seconds > 0 && taken.count() > options.seconds;
+    };
     Records records;
     long k = 0;
-    for (; k < options.problems && seconds() < options.seconds; ++k) {
+    for (; k < options.problems && !is_over(); ++k) {
         const std::uint64_t seed = options.seed + static_cast<std::uint64_t>(k);
         current = "kernel_driver --seed " + std::to_string(seed) + " --threads " +
                   std::to_string(options.threads) +

@@ -11,6 +11,7 @@ exact.
 import argparse
 import time
 from functools import cache
+from itertools import product
 
 import numpy as np
 import pytensor
@@ -77,21 +78,22 @@ class Large:
         pairs = self.i[:, :, None] * self.sizes.oBlocks + self.j[:, None, :]
         return zip(*divmod(np.unique(pairs), self.sizes.oBlocks), strict=True)
 
+    def triples(self):
+        """Each example and place of both windows, and the block that it uses."""
+        s = self.sizes
+        for n, v, w in product(range(s.batch), range(s.iWin), range(s.oWin)):
+            yield n, v, w, (self.i[n, v], self.j[n, w])
+
     def check_gemv(self, mode):
         """(o + sum h W) r = o r + sum h (W r)"""
         s = self.sizes
-        W, h, o = (
-            self.blocks(),
-            self.ones(s.batch, s.iWin, s.iSize),
-            self.ones(s.batch, s.oWin, s.oSize),
-        )
+        W = self.blocks()
+        h, o = self.ones(s.batch, s.iWin, s.iSize), self.ones(s.batch, s.oWin, s.oSize)
         r = self.ones(s.oSize)
         expected = o @ r
         projected = {pair: W[pair] @ r for pair in self.used()}
-        for n in range(s.batch):
-            for v in range(s.iWin):
-                for w in range(s.oWin):
-                    expected[n, w] += h[n, v] @ projected[self.i[n, v], self.j[n, w]]
+        for n, v, w, block in self.triples():
+            expected[n, w] += h[n, v] @ projected[block]
         actual = compiled(mode, "gemv")(o, W, h, self.i, self.j)
         np.testing.assert_array_equal(actual @ r, expected)
         assert np.count_nonzero(expected) > expected.size / 2
@@ -104,10 +106,8 @@ class Large:
         r = self.ones(s.oSize)
         expected = {pair: np.zeros(s.iSize, np.float32) for pair in self.used()}
         factors = y @ r
-        for n in range(s.batch):
-            for v in range(s.iWin):
-                for w in range(s.oWin):
-                    expected[self.i[n, v], self.j[n, w]] += x[n, v] * factors[n, w]
+        for n, v, w, block in self.triples():
+            expected[block] += x[n, v] * factors[n, w]
         actual = compiled(mode, "outer")(o, x, y, self.i, self.j)
         for pair, value in expected.items():
             np.testing.assert_array_equal(actual[pair] @ r, value)

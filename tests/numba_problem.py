@@ -9,6 +9,7 @@ from math import prod
 
 import numba
 import numpy as np
+from cases import BLOCK_SIZES
 from guarded import draw_strides
 
 from blocksparse_ops.kernels import thresholds
@@ -19,7 +20,7 @@ from blocksparse_ops.kernels.numba.perform import ADD_GEMV, ADD_OUTER, NEW_GEMV,
 from blocksparse_ops.signature import GEMV, OUTER
 
 # Around the widths of vectors and tiles, and the depth of a chunk.
-COLUMNS = [0, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 47, 63, 64, 65, 100, 129, 520]
+COLUMNS = [*BLOCK_SIZES, 47, 100, 129, 520]
 DEPTHS = [*COLUMNS[:-1], 255, 256, 257]
 BLOCKS = [1, 1, 2, 2, 3, 4, 6, 70, 130]
 BATCHES = [0, 1, 2, 3, 4, 5, 7, 9, 40, 130, 200]

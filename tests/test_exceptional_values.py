@@ -27,6 +27,12 @@ PLACES = [("gemv", name) for name in ("o", "W", "h")] + [
 NAN, INF = np.nan, np.inf
 
 
+def drawn(op, kind):
+    """Arguments of an op, and what makes of them what it must compute."""
+    _, draw, expect = OPS[op]
+    return draw(Draw(SIZES[kind], 0, "float32")), expect
+
+
 def compiled(mode, op, arrays):
     inputs = symbols(arrays)
     build, *_ = OPS[op]
@@ -53,8 +59,7 @@ def quiet():
 @pytest.mark.parametrize("op", OPS)
 def test_what_is_not_finite_goes_where_the_formula_has_it(op, kind, mode):
     """Beside zeros, too: 0 * inf is NaN. What uses no such value keeps its own."""
-    _, draw, expect = OPS[op]
-    arrays = draw(Draw(SIZES[kind], 0, "float32"))
+    arrays, expect = drawn(op, kind)
     function = compiled(mode, op, arrays)
     for name in [name for of, name in PLACES if of == op]:
         for value in (NAN, INF, -INF):
@@ -88,8 +93,7 @@ def test_scales(kind, mode):
 @pytest.mark.parametrize("kind", SIZES)
 @pytest.mark.parametrize("op", OPS)
 def test_zeros_are_equal_whatever_their_sign(op, kind, mode):
-    _, draw, _ = OPS[op]
-    arrays = draw(Draw(SIZES[kind], 0, "float32"))
+    arrays, _ = drawn(op, kind)
     for name in set(arrays) & {"o", "W", "h", "x", "y"}:
         arrays[name][:] = -0.0
     actual = compiled(mode, op, arrays)(*arrays.values())
@@ -101,8 +105,7 @@ def test_zeros_are_equal_whatever_their_sign(op, kind, mode):
 @pytest.mark.parametrize("op", OPS)
 def test_numbers_below_the_smallest_normal_one(op, kind, mode):
     """Within the bound, which allows for flushing each term, as a library may."""
-    _, draw, expect = OPS[op]
-    arrays = draw(Draw(SIZES[kind], 0, "float32"))
+    arrays, expect = drawn(op, kind)
     tiny = np.finfo("float32").tiny
     for name in set(arrays) & {"o", "W", "x"}:
         arrays[name] *= tiny / 8

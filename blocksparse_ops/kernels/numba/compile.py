@@ -100,9 +100,8 @@ class Unit:
             for which, function in enumerate(functions)
         ]
         self.cells = {scalar: self._make_cells(scalar) for scalar in SCALARS}
-        self.ready, self.call, self.address = (
-            self._make_ready(), self._make_call(), self._make_address()
-        )  # fmt: skip
+        self.ready, self.call = self._make_ready(), self._make_call()
+        self.address = self._make_address()
 
     def _dispatcher(self, function, name, cache, parallel):
         # On disk it is found by its key alone, and in a process by its qualified name.
