@@ -4,7 +4,7 @@ import numpy as np
 import pytensor
 import pytensor.tensor as pt
 import pytest
-from cases import MODES, array_modes, in_python
+from cases import MODES, array_modes, in_python, needs_library
 from pytensor.compile.mode import Mode, get_mode
 from pytensor.graph.basic import Constant
 from pytensor.graph.traversal import graph_inputs
@@ -235,6 +235,7 @@ def as_if_large(monkeypatch):
 WRITTEN_OTHERWISE = "inputs, einsum, transposed"
 
 
+@needs_library("JAX")
 @pytest.mark.parametrize("form", [*FORMS, *WINDOWS, *OF_ROWS])
 def test_in_jax_products_of_many_blocks_run_as_the_op(form, as_if_large):
     kind, compute = {**WINDOWS, **OF_ROWS}.get(form) or ("two", FORMS[form])
@@ -263,6 +264,7 @@ def test_in_jax_an_index_out_of_range_means_what_it_did(form, index_dtype, mode,
 AT_ONCE = GATHERED_BYTES // (8 * DOT_ELEMENTS)
 
 
+@needs_library("JAX")
 @pytest.mark.parametrize(
     ("batch", "groups", "columns", "dots", "sums"),
     [
@@ -285,6 +287,17 @@ def test_in_jax_how_many_are_many(batch, groups, columns, dots, sums):
         FORMS["einsum"]: dots,
         WINDOWS["product and sum"][1]: sums,
     }
+    for form, gemvs in forms.items():
+        function = pytensor.function([x, B, i], form(x, B[i]), mode=in_python("JAX"))
+        assert count(function)[0] == gemvs
+
+
+@needs_library("JAX")
+@pytest.mark.parametrize(("backend", "dots"), [("cpu", 1), ("gpu", 0)])
+def test_in_jax_dots_on_a_gpu_are_left_alone(monkeypatch, backend, dots):
+    monkeypatch.setattr("jax.default_backend", lambda: backend)
+    x, B, i = of(9000, 16), of(9, 16, 32), pt.tensor(dtype="int64", shape=(9000,))
+    forms = {FORMS["batch of rows"]: dots, WINDOWS["product and sum"][1]: 1}
     for form, gemvs in forms.items():
         function = pytensor.function([x, B, i], form(x, B[i]), mode=in_python("JAX"))
         assert count(function)[0] == gemvs

@@ -230,14 +230,18 @@ def outer_of_shared_windows(o: Array, x: Array, y: Array, i: np.ndarray, j: np.n
     return add_at(o, np.ix_(i, j), products)
 
 
+def is_on_gpu() -> bool:
+    """Whether JAX computes on a GPU, or on anything else that is no CPU."""
+    return jax.default_backend() != "cpu"
+
+
 def examples_of_step(sizes: Sizes, blocks: Array) -> int:
     """How many examples to gather all blocks of at a time; 0 if there is a better way."""
     block = blocks.shape[2] * blocks.shape[3]
     gathered = sizes.triples * block * blocks.dtype.itemsize
-    on_gpu = jax.default_backend() != "cpu"
-    if gathered <= (GATHERED_BYTES_OF_GPU if on_gpu else GATHERED_BYTES):
+    if gathered <= (GATHERED_BYTES_OF_GPU if is_on_gpu() else GATHERED_BYTES):
         return sizes.batch
-    if on_gpu:
+    if is_on_gpu():
         return max(GATHERED_BYTES_OF_GPU * sizes.batch // gathered, 1)
     if reuse_of(sizes) >= SORTED_REUSE and block >= SORTED_BLOCK:
         return 0
