@@ -20,9 +20,9 @@ GATHERED_BYTES = 1 << 24
 # Of more, dots as XLA makes them took 1.4 to 16 times as long as the op, with gradients 1.6 to 15
 # times, where blocks had so many elements and so many uses each (10,000 examples, blocks of 24 x 24
 # to 64 x 64); of 16 x 16 and less 0.5 to 5 times, with less uses 0.4 to 5 times. Products and sums
-# took 1.05 to 5 times as long wherever a block had a use, 0.6 to 1.4 times where it had not. On a GPU
-# dots took 0.9 to 1.05 times as long, with gradients 0.6 to 1, and products and sums 0.9 to 1.05 and
-# 1 to 2.5 times.
+# took 1.05 to 5 times as long wherever a block had a use, 0.6 to 1.4 times where it had not. On a
+# GPU dots took 0.9 to 1.05 times as long, with gradients 0.6 to 1, and products and sums 0.9 to
+# 1.05 and 1 to 2.5 times.
 DOT_ELEMENTS = 512
 DOT_USES = 8
 SUM_USES = 1
