@@ -225,7 +225,13 @@ def jax_problem(kind, compute, index_dtype="int64"):
 
 
 @pytest.fixture
-def as_if_large(monkeypatch):
+def on_cpu(monkeypatch):
+    """JAX chooses as on a CPU, whatever it runs on."""
+    monkeypatch.setattr("blocksparse_ops.kernels.jax_steps.is_on_gpu", lambda: False)
+
+
+@pytest.fixture
+def as_if_large(monkeypatch, on_cpu):
     """The blocks of any problem are large, and too many for JAX to gather at once."""
     for name in ("GATHERED_BYTES", "DOT_ELEMENTS", "DOT_USES", "SUM_USES"):
         monkeypatch.setattr(f"blocksparse_ops.rewrites.gathering.{name}", 0)
@@ -279,7 +285,7 @@ AT_ONCE = GATHERED_BYTES // (8 * DOT_ELEMENTS)
         (9000, None, 32, 0, 0),
     ],
 )
-def test_in_jax_how_many_are_many(batch, groups, columns, dots, sums):
+def test_in_jax_how_many_are_many(batch, groups, columns, dots, sums, on_cpu):
     """Sizes that are not known may be small."""
     x, B, i = of(batch, 16), of(groups, 16, columns), pt.tensor(dtype="int64", shape=(batch,))
     forms = {
