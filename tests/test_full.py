@@ -7,6 +7,7 @@ import pytest
 from cases import MODES, in_python
 
 from blocksparse_ops import SparseBlockGemv, SparseBlockOuter, sparse_block_dot, sparse_block_outer
+from blocksparse_ops.rewrites.full import MOST_ELEMENTS
 
 BATCH, I_BLOCKS, O_BLOCKS, I_SIZE, O_SIZE = 32, 3, 2, 4, 5
 
@@ -86,19 +87,23 @@ def test_others_stay(name):
     np.testing.assert_allclose(function(W_value, h_value, windows(I_BLOCKS)), expected, rtol=1e-9)
 
 
-def test_few_examples_large_blocks_and_padding_stay():
+def test_few_examples_and_padding_stay():
     indices = windows(I_BLOCKS, BATCH - 1), windows(O_BLOCKS, BATCH - 1)
     _, (W, _) = problem()
     h = pt.dtensor3("h")
     out = sparse_block_dot(W, h, indices[0], None, indices[1])
     assert ours(pytensor.function([W, h], out, mode=in_python("CVM"))) == 1
     indices = windows(I_BLOCKS), windows(O_BLOCKS)
-    _, (W, h) = problem(oSize=65)
-    out = sparse_block_dot(W, h, indices[0], None, indices[1])
-    assert ours(pytensor.function([W, h], out, mode=in_python("CVM"))) == 1
     _, (W, h) = problem()
     padded = sparse_block_dot(W, h, indices[0], None, indices[1], padding_idx=0)
     assert ours(pytensor.function([W, h], padded, mode=in_python("CVM"))) == 1
+
+
+@pytest.mark.parametrize(("elements", "left"), [(MOST_ELEMENTS, 0), (MOST_ELEMENTS + I_SIZE, 1)])
+def test_large_blocks_stay(elements, left):
+    _, (W, h) = problem(oSize=elements // I_SIZE)
+    out = sparse_block_dot(W, h, windows(I_BLOCKS), None, windows(O_BLOCKS))
+    assert ours(pytensor.function([W, h], out, mode=in_python("CVM"))) == left
 
 
 def test_a_scale_that_may_be_zero_stays():

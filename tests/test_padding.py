@@ -63,6 +63,13 @@ def test_an_index_must_be_able_to_hold_it(dtype, value):
         SparseBlockGemv(padding_idx=value)(**arrays)
 
 
+@pytest.mark.parametrize("value", [-128, 127])
+def test_it_may_be_the_last_that_an_index_holds(value):
+    arrays = Draw(SIZES, 0, "float64", ("int8", "int8"), padding_idx=value).dot()
+    actual = sparse_block_dot(**arrays, padding_idx=value).eval(mode="FAST_COMPILE")
+    oracle.assert_within_bound(actual, oracle.dot(**arrays, padding_idx=value))
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_errors_name_it(mode):
     arrays = draw(-1, dtype="float32").gemv()
