@@ -185,7 +185,7 @@ class Check {
         const i64 wrong = random.one_of({blocks, -blocks - 1, -1, 127, 255, -128, 65535,
                                          i64{1} << 40, least, -(least + 1)});
         if (index.bytes == 0 || !type.holds(wrong) || type.in_range(wrong, blocks)) return;
-        if (problem.padding.is(wrong)) return;
+        if (problem.padding.is(wrong) || problem.arguments[argument].known.values) return;
         i64 elements_before = random.below(index.array.shape[0] * index.array.shape[1]);
         index.for_each([&](char* address, const i64*) {
             if (elements_before-- == 0) type.store(address, wrong);

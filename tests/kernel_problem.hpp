@@ -10,6 +10,7 @@
 #include <numeric>
 #include <random>
 #include <string>
+#include <tuple>
 #include <vector>
 
 using namespace blocksparse;
@@ -39,6 +40,13 @@ inline Sizes draw_sizes(Random& random) {
                                          32, 33, 47, 63, 64, 65, 100, 127, 128, 129, 255, 256, 257};
     static const std::vector<i64> blocks{1, 1, 2, 2, 3, 4, 5, 6, 6, 70, 130};
     static const std::vector<i64> batches{0, 1, 2, 3, 4, 5, 6, 7, 7, 40, 40};
+    // Weights that no cache holds, of which a kernel prefetches the blocks of rows to come.
+    if (random.once_in(200)) {
+        const auto [rows, columns, count] = random.once_in(2) ? std::tuple<i64, i64, i64>{16, 16, 70}
+                                                              : std::tuple<i64, i64, i64>{1, 520, 33};
+        return {{'n', 40}, {'v', random.below(4)}, {'w', random.below(4)}, {'p', rows},
+                {'q', columns}, {'i', 130}, {'j', count}};
+    }
     for (;;) {
         // And, of input windows, around the bits of a word.
         const i64 inputs = random.once_in(20) ? random.one_of({63, 64, 65, 130}) : random.below(6);
@@ -240,6 +248,8 @@ struct Problem {
             contents[a] = tensors[a].contents();
             arguments[a] = tensors[a].array;
         }
+        if (random.once_in(4)) know(input_index, input_blocks);
+        if (random.once_in(4)) know(output_index, output_blocks);
         // Where the op is not in place, the initial values are copied after prepare().
         if (random.once_in(2)) arguments[0].data = nullptr;
     }
@@ -274,7 +284,25 @@ struct Problem {
     }
 
    private:
-    std::vector<i64> input_blocks, output_blocks;  // counted from the start, row after row
+    // Counted from the start, row after row, and as long as they need be.
+    std::vector<i64> input_blocks, output_blocks;
+
+    // Has an index be a constant, of which a call gets a copy.
+    void know(int argument, std::vector<i64>& blocks) {
+        using Limits = std::numeric_limits<i64>;
+        Array& index = arguments[argument];
+        index.data = reinterpret_cast<char*>(blocks.data());
+        index.strides[0] = index.shape[1] * 8, index.strides[1] = 8;
+        index.integer = Integer::i64;
+        index.known = {blocks.data(), Limits::max(), Limits::min()};
+        for (i64 block : blocks) {
+            if (block == no_block) continue;
+            index.known.least = std::min(index.known.least, block);
+            index.known.greatest = std::max(index.known.greatest, block);
+        }
+        const bool is_padded = std::count(blocks.begin(), blocks.end(), no_block);
+        index.padding = {is_padded, no_block};
+    }
 
     static bool is_index(int argument) {
         return argument == input_index || argument == output_index;
@@ -315,6 +343,7 @@ struct Problem {
             const bool is_negative = may_be_negative && random.once_in(2);
             type.store(address, is_negative || !type.holds(block) ? from_end : block);
         });
+        blocks.reserve(tensor.array.shape[0] * tensor.array.shape[1]);
         tensor.for_each([&](char* address, const i64*) {
             const i64 value = type.load(address);
             blocks.push_back(padding.is(value) ? no_block : value < 0 ? value + count : value);

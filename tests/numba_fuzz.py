@@ -21,7 +21,7 @@ from guarded import Region
 
 SEED_BYTES = 8
 # What the largest array takes, with gaps.
-REGION_BYTES = 8 << 20
+REGION_BYTES = 64 << 20
 
 
 def fuzz(arguments, current):

@@ -26,6 +26,8 @@ BLOCKS = [1, 1, 2, 2, 3, 4, 6, 70, 130]
 BATCHES = [0, 1, 2, 3, 4, 5, 7, 9, 40, 130, 200]
 INDEX_DTYPES = ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
 MOST_PRODUCTS, MOST_ELEMENTS = 400_000, 100_000
+# Rows, columns and counts of blocks that no cache holds, which are prefetched.
+LARGE = [(16, 16, 130, 70), (1, 520, 130, 33)]
 
 # What an operand has axes for, by the letters of signature.py: the output first.
 AXES = {
@@ -37,6 +39,9 @@ WIDER = {"float32": np.float64, "float64": np.longdouble}
 
 def draw_sizes(rng):
     """Sizes by letter, around the widths of vectors and tiles; no more than a call may take."""
+    if rng.random() < 0.005:
+        windows = {"n": 40, "v": int(rng.integers(4)), "w": int(rng.integers(4))}
+        return windows | dict(zip("pqij", LARGE[rng.integers(2)], strict=True))
     while True:
         one_of = lambda choices: int(rng.choice(choices))  # noqa: E731
         s = {"n": one_of(BATCHES), "p": one_of(DEPTHS), "q": one_of(COLUMNS)}
