@@ -524,9 +524,11 @@ def test_near_misses_are_left_alone(name, mode):
 @pytest.mark.parametrize("gather", BLOCKS)
 def test_writes_that_are_no_gradient_are_left_alone(gather):
     _, (x, W, *ij) = problem(gather)
-    outers = x[:, :, None] * of(None, 1, COLUMNS)
+    rows = of(None, 1, COLUMNS)
+    outers = x[:, :, None] * rows
     outputs = [
         W[tuple(ij)].inc(outers),
+        pt.zeros_like(W)[tuple(ij)].inc(x[:, :, None] / rows),
         pt.zeros_like(W)[tuple(ij)].set(outers + 1),
         pt.zeros_like(W)[tuple(ij)].set(outers),
     ]

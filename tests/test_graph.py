@@ -184,6 +184,18 @@ def test_what_a_bias_adds_to_a_graph(is_known):
     assert not any("Subtensor" in str(op) for op in ops_in(function))
 
 
+@pytest.mark.parametrize(("of", "axis"), [("W", 1), ("W", 3), ("b", 0), ("b", 1)])
+def test_a_bias_is_compared_where_one_size_is_not_known(of, axis):
+    inputs = symbols(Draw(SIZES, 0, "float64").dot(), is_static=True)
+    shape = list(inputs[of].type.shape)
+    shape[axis] = None
+    inputs[of] = pt.tensor(dtype="float64", shape=shape)
+    function = pytensor.function(
+        list(inputs.values()), sparse_block_dot(**inputs), mode=in_python("CVM")
+    )
+    assert count(function, CheckedColumns) == 1
+
+
 def test_an_empty_list_is_an_empty_index():
     arrays = Draw(Sizes(3, 4, 5, 6, 0, 3, 2), 0, "float64").dot()
     arrays["inputIdx"] = [[], []]

@@ -12,6 +12,7 @@ from pytensor.tensor.shape import Shape_i
 
 from blocksparse_ops import SparseBlockOuter, sparse_block_dot, sparse_block_gemv
 from blocksparse_ops.rewrites import bias, inplace, scan, update
+from blocksparse_ops.zeros import zeros
 
 AS_IT_STANDS = Mode("py", None)
 
@@ -288,3 +289,10 @@ def test_each_rewriter_makes_progress(graph, monkeypatch):
 
 
 NOT_MERGED = [build.__name__ for build, (sparse, _) in STEPS.items() if not sparse]
+
+
+def test_sizes_that_are_computed_are_read_off_nothing():
+    sizes = pt.lvector()
+    blocks = zeros([(2 * sizes)[0], sizes.shape[0], 3], "float64")
+    function = pytensor.function([sizes], blocks, mode=in_python("JAX"))
+    assert function([4, 5]).shape == (8, 2, 3)
