@@ -1,10 +1,10 @@
 import os
 
-# A rewrite that fails is an error, in doctests and in programs that tests run, too: PyTensor would
-# print it and go on without the rewrite. And PyTensor's C++ is compiled without debugging
-# information, which takes a quarter of g++'s time.
+# A rewrite that fails is an error, and so is a shape that cannot be inferred, in doctests and in
+# programs that tests run, too: PyTensor would print it and go on. And PyTensor's C++ is compiled
+# without debugging information, which takes a quarter of g++'s time.
 flags = os.environ.get("PYTENSOR_FLAGS", "")
-os.environ["PYTENSOR_FLAGS"] = f"gcc__cxxflags=-g0,{flags},on_opt_error=raise"
+os.environ["PYTENSOR_FLAGS"] = f"gcc__cxxflags=-g0,{flags},on_opt_error=raise,on_shape_error=raise"
 # Its compiler takes PyTorch seconds for each shape: test_pytorch.py turns it on for some.
 os.environ["TORCHDYNAMO_DISABLE"] = "1"
 # Of JAX most of the time is XLA's, on loops that run once.
