@@ -49,7 +49,7 @@ TESTS = {
     "linear": ["test_steps"],
     "inplace": ["test_steps"],
     "part": ["test_steps"],
-    "bias": ["test_take"],
+    "bias": ["test_take", "test_graph"],
     "bsr": ["test_pattern"],
     "norm": ["test_steps", "test_gradient"],
     "step": ["test_updates"],
