@@ -5,7 +5,8 @@
 with the command that repeats it, even where that ends the process. At the end it prints, for each
 path, how many problems took it, the largest error as a share of its bound, and how many results
 were zero. Without --threads a call runs on one thread and kernels come from PyTensor's cache; with
-it all are compiled anew, since any call, however small, is then shared among threads.
+it all are compiled anew, since any call, however small, is then shared among threads. With
+--fail-allocations each allocation of a call fails in turn.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import time
 from pathlib import Path
 
 from guarded import Region
+from numba.core.runtime import _nrt_python
 
 SEED_BYTES = 8
 # What the largest array takes, with gaps.
@@ -35,6 +37,8 @@ def fuzz(arguments, current):
 
     from blocksparse_ops.kernels.numba.threads import start_threads
 
+    if arguments.fail_allocations:
+        _nrt_python.memsys_use_cpython_allocator()
     if arguments.threads > 1:
         start_threads()
     regions = [Region(REGION_BYTES) for _ in range(5)]
@@ -43,6 +47,8 @@ def fuzz(arguments, current):
         current[:] = seed.to_bytes(8, "little")
         problem = Problem(seed, regions)
         problem.check(arguments.threads)
+        if arguments.fail_allocations:
+            problem.check_failing_allocations()
         if problem.rng.random() < 0.1 and problem.spoil_index():
             problem.check_that_it_raises()
         seed += 1
@@ -59,6 +65,7 @@ def parse():
     parser.add_argument("--problems", type=int, default=sys.maxsize, help="at the most")
     parser.add_argument("--seed", type=int, default=0, help="of the first problem")
     parser.add_argument("--threads", type=int, default=1, help="up to so many share a call")
+    parser.add_argument("--fail-allocations", action="store_true", help="one after the other")
     parser.add_argument("--current", help=argparse.SUPPRESS)  # where to tell the seed
     return parser.parse_args()
 
@@ -87,6 +94,7 @@ def main():
         if run.returncode:
             seed = int.from_bytes(Path(file.name).read_bytes(), "little")
             repeat = f"--problems 1 --seed {seed} --threads {arguments.threads}"
+            repeat += " --fail-allocations" * arguments.fail_allocations
             print(f"failed: python tests/numba_fuzz.py {repeat}")
         raise SystemExit(bool(run.returncode))
 

@@ -5,6 +5,7 @@ A call is a table of numbers, addresses among them, so that no layout is compile
 
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 
 import numba
@@ -19,6 +20,11 @@ from blocksparse_ops.kernels.numba.compile import kernel
 from blocksparse_ops.kernels.numba.perform import ADD_GEMV, ADD_OUTER, NEW_GEMV, NEW_OUTER
 from blocksparse_ops.signature import GEMV, OUTER
 
+try:
+    import _testcapi
+except ImportError:  # Python's own tests, which not every Python comes with
+    _testcapi = None
+
 # Around the widths of vectors and tiles, and the depth of a chunk.
 COLUMNS = [*BLOCK_SIZES, 47, 100, 129, 520]
 DEPTHS = [*COLUMNS[:-1], 255, 256, 257]
@@ -28,6 +34,10 @@ INDEX_DTYPES = ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", 
 MOST_PRODUCTS, MOST_ELEMENTS = 400_000, 100_000
 # Rows, columns and counts of blocks that no cache holds, which are prefetched.
 LARGE = [(16, 16, 130, 70), (1, 520, 130, 33)]
+
+# What a call makes: its output and its tables. Where Numba then makes an array of Python's of the
+# output, an allocation that fails may end the process.
+ALLOCATIONS = 3
 
 # What an operand has axes for, by the letters of signature.py: the output first.
 AXES = {
@@ -64,6 +74,7 @@ class Record:
     largest: float = 0.0
     elements: int = 0
     zeros: int = 0
+    failures: int = 0  # of allocations
 
     def add(self, result, shares, is_exact):
         self.problems += 1
@@ -74,7 +85,8 @@ class Record:
 
     def __str__(self):
         share = self.zeros / max(self.elements, 1)
-        return f"{self.problems} problems, error / bound {self.largest:.3f}, {share:.1%} zeros"
+        text = f"{self.problems} problems, error / bound {self.largest:.3f}, {share:.1%} zeros"
+        return text + f", {self.failures} allocations failed" * bool(self.failures)
 
 
 RECORDS = defaultdict(Record)
@@ -198,14 +210,18 @@ class Problem:
     def has_triples(self):
         return all(self.sizes[letter] for letter in "nvw")
 
-    def run(self, is_threaded):
-        """The result of a call, of which nothing but that is written."""
-        self.regions[0].restore()
-        call = CALLS[self.op, self.in_place]
+    def call(self, is_threaded):
+        """What makes the call when it is called."""
         number = OPS.index(GEMV.op if self.op == "gemv" else OUTER.op)
         about = [number, int(self.is_padded), self.padding, int(is_threaded)]
         words = np.concatenate([self.words(), np.array(about, np.int64)])
-        result = call(words, np.dtype(self.dtype).type(self.alpha))
+        scale = np.dtype(self.dtype).type(self.alpha)
+        return partial(CALLS[self.op, self.in_place], words, scale)
+
+    def run(self, is_threaded):
+        """The result of a call, of which nothing but that is written."""
+        self.regions[0].restore()
+        result = self.call(is_threaded)()
         result = self.held[0].copy() if self.in_place else result
         assert self.regions[0].is_unchanged(but_elements=self.in_place), "written beside the output"
         for region in self.regions[1:]:
@@ -226,6 +242,23 @@ class Problem:
             assert not error.any(), f"an exact sum is off by {error.max()}"
         assert (error <= bound).all(), f"an error is {(error / bound).max()} of its bound"
         RECORDS[self.path].add(first, error / bound, self.is_exact)
+
+    def check_failing_allocations(self):
+        """Each allocation of a call fails in turn: then it raises, and nothing is written."""
+        expected, call = self.run(is_threaded=False), self.call(is_threaded=False)
+        for n in range(1, ALLOCATIONS + 1):
+            self.regions[0].restore()
+            _testcapi.set_nomemory(n, n + 1)
+            try:
+                result = call()
+            except (MemoryError, TypeError):  # a TypeError is Numba's, of an array for Python
+                RECORDS[self.path].failures += 1
+                _testcapi.remove_mem_hooks()
+                assert all(region.is_unchanged() for region in self.regions), "half written"
+            else:
+                _testcapi.remove_mem_hooks()
+                result = self.held[0] if self.in_place else result
+                assert result.tobytes() == expected.tobytes(), "an allocation fails unnoticed"
 
     def check_that_it_raises(self):
         try:

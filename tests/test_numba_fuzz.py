@@ -12,14 +12,24 @@ from guarded import Region
 FUZZ = Path(__file__).with_name("numba_fuzz.py")
 
 
-def test_random_problems():
-    command = [sys.executable, str(FUZZ), "--problems", "400", "--seconds", "600"]
+def fuzz(problems, *arguments):
+    command = [sys.executable, str(FUZZ), "--problems", problems, "--seconds", "600", *arguments]
     # As all other tests have it: with kernels that these have compiled.
     checks = os.environ.get("BLOCKSPARSE_CHECK_TABLES", "0")
     environment = {**os.environ, "BLOCKSPARSE_CHECK_TABLES": checks}
     run = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert run.returncode == 0, run.stdout + run.stderr
-    assert "400 problems" in run.stdout
+    assert f"{problems} problems" in run.stdout
+    return run.stdout
+
+
+def test_random_problems():
+    fuzz("400")
+
+
+def test_an_allocation_that_fails_leaves_nothing_written():
+    pytest.importorskip("_testcapi")
+    assert "allocations failed" in fuzz("100", "--fail-allocations")
 
 
 def test_a_failure_prints_the_command_that_repeats_it(tmp_path):
