@@ -116,6 +116,19 @@ def test_layers_compiled(mode):
 
 
 @pytest.mark.parametrize("mode", GRAPHS)
+def test_gradients_in_the_input_of_a_layer(mode):
+    """Where the product is not computed, they refuse what the outer in its weights would."""
+    problem = Problem(3)
+    first, last = weights(problem.rng, "first", "last")
+    factor = pytensor.shared(problem.rng.normal(size=(BATCH, WINDOW, SIZE)), "factor")
+    i, j, k = problem.index
+    h = pt.tanh(sparse_block_dot(first, problem.h, i, None, j))
+    loss = (factor * sparse_block_dot(last, h, j, None, k)).sum()
+    function = problem.check(step([first, last], loss), mode())
+    assert not checks(function)
+
+
+@pytest.mark.parametrize("mode", GRAPHS)
 def test_products_that_are_not_computed(mode):
     """Of a linear loss the gradients are all that is left."""
     problem = Problem(3)
