@@ -238,10 +238,12 @@ def test_derivatives():
     )
     np.testing.assert_allclose(sparse, expected)
     tangent = pt.ones_like(m.h)
-    sparse, expected = m.eval(
-        [Rop(penalty, m.h, tangent) for penalty in penalties], in_python("FAST_COMPILE")
-    )
-    np.testing.assert_allclose(sparse, expected)
+    for forward in (False, True):
+        sparse, expected = m.eval(
+            [Rop(x, m.h, tangent, use_op_rop_implementation=forward) for x in penalties],
+            in_python("FAST_COMPILE"),
+        )
+        np.testing.assert_allclose(sparse, expected)
 
 
 def test_shapes_are_known_without_values():
