@@ -8,6 +8,7 @@ import numpy.typing as npt
 from pytensor.graph.basic import Apply, Variable
 from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.replace import _vectorize_node
+from pytensor.link.c.op import COp
 from pytensor.tensor.basic import Alloc, constant, get_underlying_scalar_constant_value
 from pytensor.tensor.blockwise import vectorize_node_fallback
 from pytensor.tensor.subtensor import Subtensor, get_idx_list
@@ -61,7 +62,7 @@ class BlockZeros(TensorOp, Alloc):
         return (1, *super().c_code_cache_version())
 
 
-class RepeatedZero(TensorOp):
+class RepeatedZero(TensorOp, COp):
     """Zeros as a view of a single one, for what reads them only.
 
     Parameters of a call are those of an `Alloc`.
@@ -101,9 +102,11 @@ class RepeatedZero(TensorOp):
             Py_XSETREF({output}, reinterpret_cast<PyArrayObject*>(PyArray_NewFromDescr(
                 &PyArray_Type, descriptor, {len(shape)}, shape, strides, PyArray_DATA({value}), 0,
                 nullptr)));
+            if (!{output}) {{
+                {sub["fail"]}
+            }}
             Py_INCREF({value});
-            if (!{output} ||
-                PyArray_SetBaseObject({output}, reinterpret_cast<PyObject*>({value})) < 0) {{
+            if (PyArray_SetBaseObject({output}, reinterpret_cast<PyObject*>({value})) < 0) {{
                 {sub["fail"]}
             }}
         }}

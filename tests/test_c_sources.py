@@ -15,6 +15,8 @@ import pytensor
 import pytest
 from cases import Draw, Sizes, needs_compiler, symbols
 from pytensor import config
+from pytensor.graph.op import Op
+from pytensor.link.c.op import COp
 
 from blocksparse_ops import sparse_block_gemv, sparse_block_gemv_inplace
 from blocksparse_ops.kernels.c import extension
@@ -26,6 +28,17 @@ def test_every_header_is_handed_over():
     assert {path.name for path in FOLDER.iterdir() if path.name.endswith(".hpp")} == {
         f"{name}.hpp" for name in extension.HEADERS
     }
+
+
+def subclasses(cls):
+    for subclass in cls.__subclasses__():
+        yield subclass
+        yield from subclasses(subclass)
+
+
+def test_every_op_that_has_cpp_is_asked_for_it():
+    ours = {op for op in subclasses(Op) if op.__module__.startswith("blocksparse_ops.")}
+    assert {op for op in ours if hasattr(op, "c_code") and not issubclass(op, COp)} == set()
 
 
 @needs_compiler
