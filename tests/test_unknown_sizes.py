@@ -6,7 +6,7 @@ import numpy as np
 import pytensor
 import pytensor.tensor as pt
 import pytest
-from cases import ARRAY_MODES, MODES, in_python
+from cases import ARRAY_MODES, MODES, in_python, needs_library
 from pytensor.compile.mode import Mode
 from pytensor.tensor.shape import Shape_i
 
@@ -291,6 +291,7 @@ def test_each_rewriter_makes_progress(graph, monkeypatch):
 NOT_MERGED = [build.__name__ for build, (sparse, _) in STEPS.items() if not sparse]
 
 
+@needs_library("JAX")
 def test_sizes_that_are_computed_are_read_off_nothing():
     sizes = pt.lvector()
     blocks = zeros([(2 * sizes)[0], sizes.shape[0], 3], "float64")
