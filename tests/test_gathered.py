@@ -536,6 +536,17 @@ def test_writes_that_are_no_gradient_are_left_alone(gather):
     assert count(function)[:2] == (0, 0)
 
 
+def test_a_write_of_scaled_transposed_dots_is_an_outer():
+    arrays, (x, W, i) = problem("one")
+    row, scale = of(None, COLUMNS), of(None)
+    outers = scale[:, None, None] * (row[:, :, None] @ x[:, None, :]).transpose(0, 2, 1)
+    inputs, outputs = [row, scale, x, W, i], [pt.zeros_like(W)[i].inc(outers)]
+    function = pytensor.function(inputs, outputs, mode=in_python("CVM"))
+    assert count(function)[:2] == (0, 1)
+    values = [np.arange(24.0).reshape(BATCH, COLUMNS), np.arange(6.0), *arrays]
+    compare(inputs, outputs, values, function)
+
+
 @pytest.mark.parametrize("mode", MODES[1:])
 def test_excluded(mode):
     _, inputs = problem("one")
