@@ -106,6 +106,19 @@ def test_large_blocks_stay(elements, left):
     assert ours(pytensor.function([W, h], out, mode=in_python("CVM"))) == left
 
 
+@pytest.mark.parametrize("alpha", [1, 2, -0.5])
+def test_an_outer_product_is_scaled(alpha):
+    rng = np.random.default_rng(0)
+    arrays = [rng.normal(size=shape) for shape in ((BATCH, I_BLOCKS, I_SIZE), (BATCH, O_BLOCKS, 5))]
+    x, y = inputs = [pt.tensor(dtype="float64", shape=array.shape) for array in arrays]
+    zeros = np.zeros((I_BLOCKS, O_BLOCKS, I_SIZE, 5))
+    out = sparse_block_outer(zeros, x, y, windows(I_BLOCKS), windows(O_BLOCKS), alpha)
+    function = pytensor.function(inputs, out, mode=in_python("CVM"))
+    assert ours(function) == 0
+    expected = alpha * np.einsum("nvp,nwq->vwpq", *arrays)
+    np.testing.assert_allclose(function(*arrays), expected, rtol=1e-9, atol=1e-9)
+
+
 def test_a_scale_that_may_be_zero_stays():
     o, x, y, alpha = pt.dtensor4(), pt.dtensor3(), pt.dtensor3(), pt.dscalar()
     o = pt.specify_shape(o, (I_BLOCKS, O_BLOCKS, I_SIZE, O_SIZE))
