@@ -156,8 +156,17 @@ def users_of(fgraph: FunctionGraph, variable: Variable) -> Iterator[Apply]:
 
 def destroy_copies(fgraph: FunctionGraph, node: Apply) -> None:
     for [position] in node.op.destroy_map.values():
-        copy = deep_copy_op(node.inputs[position])
-        fgraph.change_node_input(node, position, copy, reason="raise_first")
+        change_input(fgraph, node, position, deep_copy_op(node.inputs[position]))
+
+
+def change_input(fgraph: FunctionGraph, node: Apply, position: int, new: Variable) -> None:
+    """Change a node's input, unless what it needs must run after the node."""
+    old = node.inputs[position]
+    fgraph.change_node_input(node, position, new, reason="raise_first")
+    try:
+        fgraph.toposort()
+    except ValueError:  # a cycle
+        fgraph.change_node_input(node, position, old, reason="raise_first")
 
 
 def outer_arguments(node: Apply) -> tuple[Any, ...]:
@@ -246,7 +255,7 @@ def check_before(fgraph: FunctionGraph, outer: Apply, arguments: tuple[Any, ...]
         without_rows = op(blocks[:, :, :0], x[:, :, :0], y, xIdx, yIdx, alpha)
         were_checked.append(eq(Shape_i(2)(without_rows), 0))
     checked = Assert("blocks without columns or rows")(alpha, *were_checked)
-    fgraph.change_node_input(outer, outer.inputs.index(alpha), checked, reason="raise_first")
+    change_input(fgraph, outer, outer.inputs.index(alpha), checked)
 
 
 # After what works in place, and before 100, where PyTensor fuses elementwise ops with others.
