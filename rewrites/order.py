@@ -99,7 +99,8 @@ class BlockSparseRaiseFirst(GraphRewriter):
 
     The order is PyTensor's to keep. What raises late, because it needs what a node in place
     computes besides a new value, has that node destroy a copy; and of several outers in place each
-    is checked by one that adds nothing, unless another op makes the same checks early.
+    is checked by one that adds nothing, unless another op makes the same checks early, or the check
+    needs what must run after the outer.
     """
 
     def add_requirements(self, fgraph: FunctionGraph) -> None:

@@ -10,7 +10,6 @@
 #include <numeric>
 #include <random>
 #include <string>
-#include <tuple>
 #include <vector>
 
 using namespace blocksparse;
@@ -42,10 +41,10 @@ inline Sizes draw_sizes(Random& random) {
     static const std::vector<i64> batches{0, 1, 2, 3, 4, 5, 6, 7, 7, 40, 40};
     // Weights that no cache holds, of which a kernel prefetches the blocks of rows to come.
     if (random.once_in(200)) {
-        const auto [rows, columns, count] = random.once_in(2) ? std::tuple<i64, i64, i64>{16, 16, 70}
-                                                              : std::tuple<i64, i64, i64>{1, 520, 33};
-        return {{'n', 40}, {'v', random.below(4)}, {'w', random.below(4)}, {'p', rows},
-                {'q', columns}, {'i', 130}, {'j', count}};
+        Sizes s{{'n', 40}, {'v', random.below(4)}, {'w', random.below(4)},
+                {'p', 16}, {'q', 16}, {'i', 130}, {'j', 70}};
+        if (random.once_in(2)) s['p'] = 1, s['q'] = 520, s['j'] = 33;
+        return s;
     }
     for (;;) {
         // And, of input windows, around the bits of a word.

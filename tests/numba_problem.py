@@ -20,11 +20,6 @@ from blocksparse_ops.kernels.numba.compile import kernel
 from blocksparse_ops.kernels.numba.perform import ADD_GEMV, ADD_OUTER, NEW_GEMV, NEW_OUTER
 from blocksparse_ops.signature import GEMV, OUTER
 
-try:
-    import _testcapi
-except ImportError:  # Python's own tests, which not every Python comes with
-    _testcapi = None
-
 # Around the widths of vectors and tiles, and the depth of a chunk.
 COLUMNS = [*BLOCK_SIZES, 47, 100, 129, 520]
 DEPTHS = [*COLUMNS[:-1], 255, 256, 257]
@@ -245,6 +240,8 @@ class Problem:
 
     def check_failing_allocations(self):
         """Each allocation of a call fails in turn: then it raises, and nothing is written."""
+        import _testcapi  # of Python's own tests, which not every Python comes with
+
         expected, call = self.run(is_threaded=False), self.call(is_threaded=False)
         for n in range(1, ALLOCATIONS + 1):
             self.regions[0].restore()

@@ -266,6 +266,15 @@ def test_in_jax_an_index_out_of_range_means_what_it_did(form, index_dtype, mode,
         np.testing.assert_allclose(one, other, rtol=1e-9)
 
 
+DOTS, SUM = (FORMS["batch of rows"], FORMS["einsum"]), WINDOWS["product and sum"][1]
+
+
+def products_in_jax(form, batch, groups, columns):
+    """How many run as the op, of examples that have blocks of 16 rows."""
+    x, B, i = of(batch, 16), of(groups, 16, columns), of(batch, dtype="int64")
+    return count(pytensor.function([x, B, i], form(x, B[i]), mode=in_python("JAX")))[0]
+
+
 # Of float64: how many examples of 16 x 32 numbers JAX gathers at once.
 AT_ONCE = GATHERED_BYTES // (8 * DOT_ELEMENTS)
 
@@ -287,26 +296,16 @@ AT_ONCE = GATHERED_BYTES // (8 * DOT_ELEMENTS)
 )
 def test_in_jax_how_many_are_many(batch, groups, columns, dots, sums, on_cpu):
     """Sizes that are not known may be small."""
-    x, B, i = of(batch, 16), of(groups, 16, columns), pt.tensor(dtype="int64", shape=(batch,))
-    forms = {
-        FORMS["batch of rows"]: dots,
-        FORMS["einsum"]: dots,
-        WINDOWS["product and sum"][1]: sums,
-    }
-    for form, gemvs in forms.items():
-        function = pytensor.function([x, B, i], form(x, B[i]), mode=in_python("JAX"))
-        assert count(function)[0] == gemvs
+    for form, gemvs in {**dict.fromkeys(DOTS, dots), SUM: sums}.items():
+        assert products_in_jax(form, batch, groups, columns) == gemvs
 
 
 @needs_library("JAX")
 @pytest.mark.parametrize(("backend", "dots"), [("cpu", 1), ("gpu", 0)])
 def test_in_jax_dots_on_a_gpu_are_left_alone(monkeypatch, backend, dots):
     monkeypatch.setattr("jax.default_backend", lambda: backend)
-    x, B, i = of(9000, 16), of(9, 16, 32), pt.tensor(dtype="int64", shape=(9000,))
-    forms = {FORMS["batch of rows"]: dots, WINDOWS["product and sum"][1]: 1}
-    for form, gemvs in forms.items():
-        function = pytensor.function([x, B, i], form(x, B[i]), mode=in_python("JAX"))
-        assert count(function)[0] == gemvs
+    for form, gemvs in {**dict.fromkeys(DOTS, dots), SUM: 1}.items():
+        assert products_in_jax(form, 9000, 9, 32) == gemvs
 
 
 @pytest.mark.parametrize("index_dtype", ["int8", "uint64"])
