@@ -119,7 +119,9 @@ def count_from_start(
 def destination(o: np.ndarray, inplace: bool) -> np.ndarray:
     """Return `o` if it may be written: a view that repeats elements may not, even in place."""
     repeats = any(size > 1 and stride == 0 for size, stride in zip(o.shape, o.strides, strict=True))
-    return o if inplace and o.flags.writeable and not repeats else o.copy()
+    # Without elements all strides are 0.
+    may_be_written = o.flags.writeable and not (repeats and o.size)
+    return o if inplace and may_be_written else o.copy()
 
 
 def block_groups(inputIdx: np.ndarray, outputIdx: np.ndarray) -> Iterator[tuple]:

@@ -52,6 +52,11 @@ def destroyers_of(fgraph: FunctionGraph, held: Iterable[Variable]) -> list[Apply
     return list(found)
 
 
+def first_destroyers_of(fgraph: FunctionGraph, variables: Iterable[Variable]) -> list[Apply]:
+    """Of these the nodes that write into the variables themselves, and views of them."""
+    return list(dict.fromkeys(node for x in variables for node in fgraph.destroyers(x)))
+
+
 class Schedule:
     """Which nodes of a graph may raise before any of its inputs is written.
 
@@ -99,8 +104,8 @@ class BlockSparseRaiseFirst(GraphRewriter):
 
     The order is PyTensor's to keep. What raises late, because it needs what a node in place
     computes besides a new value, has that node destroy a copy; and of several outers in place each
-    is checked by one that adds nothing, unless another op makes the same checks early, or the check
-    needs what must run after the outer.
+    is checked by one that adds nothing, unless another op makes the same checks early. Where that
+    cannot be early all others destroy copies.
     """
 
     def add_requirements(self, fgraph: FunctionGraph) -> None:
@@ -119,12 +124,19 @@ class BlockSparseRaiseFirst(GraphRewriter):
         if len(destroyers) > 1:
             early = Schedule(fgraph).early
             for node in destroyers:
-                if isinstance(node.op, OUTERS):
-                    arguments, padding_idx = outer_arguments(node), node.op.padding_idx
-                    if not any(
-                        makes_checks_of(fgraph, other, arguments, padding_idx) for other in early
-                    ):
-                        check_before(fgraph, node, arguments)
+                if isinstance(node.op, OUTERS) and not is_checked(fgraph, node, early):
+                    # It raises before it writes, but all others may have written.
+                    for other in first_destroyers_of(fgraph, shared):
+                        if other is not node:
+                            destroy_copies(fgraph, other)
+
+
+def is_checked(fgraph: FunctionGraph, outer: Apply, early: list[Apply]) -> bool:
+    """Have what an outer refuses be refused before anything is written, if the graph allows."""
+    arguments, padding_idx = outer_arguments(outer), outer.op.padding_idx
+    return any(
+        makes_checks_of(fgraph, node, arguments, padding_idx) for node in early
+    ) or check_before(fgraph, outer, arguments)
 
 
 def holds_up(fgraph: FunctionGraph, node: Apply, destroyers: list[Apply]) -> bool:
@@ -157,17 +169,8 @@ def users_of(fgraph: FunctionGraph, variable: Variable) -> Iterator[Apply]:
 
 def destroy_copies(fgraph: FunctionGraph, node: Apply) -> None:
     for [position] in node.op.destroy_map.values():
-        change_input(fgraph, node, position, deep_copy_op(node.inputs[position]))
-
-
-def change_input(fgraph: FunctionGraph, node: Apply, position: int, new: Variable) -> None:
-    """Change a node's input, unless what it needs must run after the node."""
-    old = node.inputs[position]
-    fgraph.change_node_input(node, position, new, reason="raise_first")
-    try:
-        fgraph.toposort()
-    except ValueError:  # a cycle
-        fgraph.change_node_input(node, position, old, reason="raise_first")
+        copy = deep_copy_op(node.inputs[position])
+        fgraph.change_node_input(node, position, copy, reason="raise_first")
 
 
 def outer_arguments(node: Apply) -> tuple[Any, ...]:
@@ -240,23 +243,37 @@ def unwritten(x: Variable) -> Any:
     return x if position is None else unwritten(node.inputs[position[0]])
 
 
-def check_before(fgraph: FunctionGraph, outer: Apply, arguments: tuple[Any, ...]) -> None:
+def check_before(fgraph: FunctionGraph, outer: Apply, arguments: tuple[Any, ...]) -> bool:
     """Have an outer that adds nothing make the checks of one of these arguments.
 
     To blocks without columns, and, where it is not known that the sizes of rows agree, to blocks
-    without rows.
+    without rows. Returns False, and changes nothing, if these would run late, too.
     """
     blocks, x, y, xIdx, yIdx, alpha = arguments
     are_known = same_shape(fgraph, blocks, y, 3, 2)
     blocks = unwritten(blocks)
     op = SparseBlockOuter(padding_idx=outer.op.padding_idx)
-    without_columns = op(blocks[:, :, :, :0], x, y[:, :, :0], xIdx, yIdx, alpha)
+    # By no scale of a graph, which may be ready too late.
+    without_columns = op(blocks[:, :, :, :0], x, y[:, :, :0], xIdx, yIdx, 1)
     were_checked = [eq(Shape_i(3)(without_columns), 0)]
     if not are_known:
-        without_rows = op(blocks[:, :, :0], x[:, :, :0], y, xIdx, yIdx, alpha)
+        without_rows = op(blocks[:, :, :0], x[:, :, :0], y, xIdx, yIdx, 1)
         were_checked.append(eq(Shape_i(2)(without_rows), 0))
     checked = Assert("blocks without columns or rows")(alpha, *were_checked)
-    change_input(fgraph, outer, outer.inputs.index(alpha), checked)
+    position = outer.inputs.index(alpha)
+    fgraph.change_node_input(outer, position, checked, reason="raise_first")
+    if not runs_early(fgraph, without_columns.owner):
+        fgraph.change_node_input(outer, position, alpha, reason="raise_first")
+        return False
+    return True
+
+
+def runs_early(fgraph: FunctionGraph, node: Apply) -> bool:
+    try:
+        fgraph.toposort()
+    except ValueError:  # a cycle
+        return False
+    return node in Schedule(fgraph).early
 
 
 # After what works in place, and before 100, where PyTensor fuses elementwise ops with others.

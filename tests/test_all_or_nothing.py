@@ -10,6 +10,7 @@ from pytensor.compile.ops import DeepCopyOp
 from pytensor.raise_op import CheckAndRaise
 
 from blocksparse_ops import SparseBlockOuter, sparse_block_dot, sparse_block_outer
+from blocksparse_ops.zeros import zeros_like
 
 BLOCKS, SIZE, BATCH, WINDOW = 5, 2, 6, 2
 
@@ -162,6 +163,45 @@ def test_weights_that_decay(mode):
     assert not checks(function)
     outers = [n for n in function.maker.fgraph.apply_nodes if isinstance(n.op, SparseBlockOuter)]
     assert [node.op.inplace for node in outers] == [True]
+
+
+@pytest.mark.parametrize("mode", GRAPHS)
+def test_a_scale_that_is_ready_late(mode):
+    """It is computed in place of what a node reads that writes into the weights: a check that
+    needed it would come after that node."""
+    problem = Problem(2)
+    W, V = weights(problem.rng, "W", "V")
+    g = sparse_block_outer(zeros_like(W), problem.h, problem.h, *problem.index)
+    updates = [(W, (W - 3 * g) * (1 + W.sum() / 100)), (V, W / 3 + V * (1 + V.sum() / 100))]
+    problem.check(updates, mode())
+
+
+@pytest.mark.parametrize("mode", GRAPHS)
+def test_rows_that_are_ready_late(mode):
+    """What computes them writes into other parameters, of which it spares the old values."""
+    problem = Problem(2)
+    [W] = weights(problem.rng, "W")
+    rows = pytensor.shared(problem.rng.normal(size=(BATCH, WINDOW, SIZE)), "rows")
+    y = pt.tanh(rows * problem.h)
+    updates = [(W, sparse_block_outer(W, problem.h, y, *problem.index)), (rows, rows - 0.1 * y)]
+    check_copies(problem, updates, mode())
+
+
+@pytest.mark.parametrize("mode", GRAPHS)
+def test_rows_that_are_ready_after_the_weights(mode):
+    """They are computed in place of what scales the weights, which are scaled in a copy."""
+    problem = Problem(2)
+    [W] = weights(problem.rng, "W")
+    sums = pt.cumsum(problem.h, axis=0)
+    scaled = W * sums[0, 0, 0]
+    updates = [(W, sparse_block_outer(scaled, problem.h, pt.tanh(sums), *problem.index))]
+    check_copies(problem, updates, mode())
+
+
+def check_copies(problem, updates, mode):
+    function = problem.check(updates, mode)
+    assert not checks(function)
+    assert any(isinstance(n.op, DeepCopyOp) for n in function.maker.fgraph.apply_nodes)
 
 
 @pytest.mark.parametrize("mode", MODES[1:])

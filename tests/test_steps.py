@@ -9,6 +9,7 @@ from pytensor.compile.mode import Mode
 from watch import OUTERS, Watch
 
 from blocksparse_ops import sparse_block_dot
+from blocksparse_ops.part import SparseBlockOuterInPart
 
 BLOCKS, ROWS, COLUMNS = 5, 4, 3
 W_SHAPE = (BLOCKS, BLOCKS, ROWS, COLUMNS)
@@ -309,6 +310,16 @@ def test_a_part_of_a_read_only_array(mode):
     function = layer.compile(step_of(layer, layer.array[1:]), mode)
     with pytest.raises(ValueError, match="read-only or repeats elements"):
         function(*layer.values())
+
+
+@pytest.mark.parametrize("mode", [*MODES[1:], in_python("NUMBA")], ids=["C", "Numba", "Python"])
+def test_a_part_of_an_array_without_elements(mode):
+    """NumPy gives it strides of 0, as what repeats elements has."""
+    layer = Layer(6, 5, 4, 0)
+    function = layer.compile(step_of(layer, layer.array[1:]), mode)
+    nodes = function.maker.fgraph.apply_nodes
+    assert SparseBlockOuterInPart in [type(node.op) for node in nodes]
+    function(*layer.values())
 
 
 @pytest.mark.parametrize("mode", [pytest.param("CVM", marks=needs_compiler), "NUMBA"])

@@ -53,7 +53,7 @@ def overload_destination(o):
 
     def writeable(o):
         for axis in range(o.ndim):
-            if o.shape[axis] > 1 and o.strides[axis] == 0:
+            if o.shape[axis] > 1 and o.strides[axis] == 0 and o.size > 0:
                 return o.copy()
         return o
 

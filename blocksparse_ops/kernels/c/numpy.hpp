@@ -72,10 +72,12 @@ Fault without_gil(const Work& work) {
     return fault;
 }
 
-// A view that repeats elements may not be written, nor may a read-only array.
+// A view that repeats elements may not be written, nor may a read-only array. Without elements all
+// strides are 0.
 inline bool writeable(PyArrayObject* array) {
     for (int axis = 0; axis < PyArray_NDIM(array); ++axis)
-        if (PyArray_DIM(array, axis) > 1 && PyArray_STRIDE(array, axis) == 0) return false;
+        if (PyArray_DIM(array, axis) > 1 && PyArray_STRIDE(array, axis) == 0)
+            return PyArray_SIZE(array) == 0 && PyArray_ISWRITEABLE(array);
     return PyArray_ISWRITEABLE(array);
 }
 
@@ -117,13 +119,13 @@ inline void find_bounds(ConstantIndex& constant, const Padding& padding) {
     i64* end = values + PyArray_SIZE(constant.copy);
     constant.least = std::numeric_limits<i64>::max();
     constant.greatest = std::numeric_limits<i64>::min();
-    for (const i64* at = values; at < end; ++at) {
-        const bool is_padding = padding.is(*at);
+    std::for_each(values, end, [&](i64 value) {
+        const bool is_padding = padding.is(value);
         constant.is_padded |= is_padding;
-        if (is_padding) continue;
-        constant.least = std::min(constant.least, *at);
-        constant.greatest = std::max(constant.greatest, *at);
-    }
+        if (is_padding) return;
+        constant.least = std::min(constant.least, value);
+        constant.greatest = std::max(constant.greatest, value);
+    });
     if (constant.is_padded && constant.least >= 0)
         std::replace(values, end, padding.value, no_block);
 }
