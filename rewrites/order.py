@@ -118,53 +118,65 @@ class BlockSparseRaiseFirst(GraphRewriter):
         fgraph.attach_feature(RaiseFirst())
         shared = [x for x in fgraph.inputs if isinstance(x, SharedVariable)]
         destroyers = destroyers_of(fgraph, shared)
-        for node in destroyers:
-            if holds_up(fgraph, node, destroyers):
+        late = raise_late(fgraph, destroyers)
+        for node in destroyers if late else ():
+            if not late.isdisjoint(held_up_by(fgraph, node)):
                 destroy_copies(fgraph, node)
         if len(destroyers) > 1:
             early = Schedule(fgraph).early
             for node in destroyers:
-                if isinstance(node.op, OUTERS) and not is_checked(fgraph, node, early):
+                if isinstance(node.op, OUTERS) and not (
+                    is_refused(fgraph, node, early) or check_before(fgraph, node)
+                ):
                     # It raises before it writes, but all others may have written.
                     for other in first_destroyers_of(fgraph, shared):
                         if other is not node:
                             destroy_copies(fgraph, other)
 
 
-def is_checked(fgraph: FunctionGraph, outer: Apply, early: list[Apply]) -> bool:
-    """Have what an outer refuses be refused before anything is written, if the graph allows."""
-    arguments, padding_idx = outer_arguments(outer), outer.op.padding_idx
-    return any(
-        makes_checks_of(fgraph, node, arguments, padding_idx) for node in early
-    ) or check_before(fgraph, outer, arguments)
+def raise_late(fgraph: FunctionGraph, destroyers: list[Apply]) -> set[Apply]:
+    """What refuses what nothing refuses early. Of outers in place all checks are made early."""
+    early = Schedule(fgraph).early
+    return {
+        node
+        for node in fgraph.apply_nodes.difference(early)
+        if may_raise(node.op)
+        and not (isinstance(node.op, OUTERS) and node in destroyers)
+        and not is_refused(fgraph, node, early)
+    }
 
 
-def holds_up(fgraph: FunctionGraph, node: Apply, destroyers: list[Apply]) -> bool:
-    """Whether what may raise needs more of a node than a variable's new value.
-
-    Of outers in place all checks are made early.
-    """
-    if isinstance(node.op, OUTERS):
-        return False
+def held_up_by(fgraph: FunctionGraph, node: Apply) -> Iterator[Apply]:
+    """What needs more of a node than a variable's new value, or must run after it for another
+    reason: because it writes into what the node reads."""
     new_values = [node.outputs[k] for k in node.op.destroy_map]
-    return any(
-        may_raise(user.op)
-        for output in node.outputs
-        if not (output in new_values and output in fgraph.outputs)
-        for user in users_of(fgraph, output)
-        if not (isinstance(user.op, OUTERS) and user in destroyers)
-    )
+    needed = [x for x in node.outputs if not (x in new_values and x in fgraph.outputs)]
+    return must_run_after(fgraph, node, needed)
 
 
-def users_of(fgraph: FunctionGraph, variable: Variable) -> Iterator[Apply]:
-    """The nodes that need a variable, through whatever others."""
-    seen, pending = set(), [variable]
+def is_refused(fgraph: FunctionGraph, node: Apply, early: list[Apply]) -> bool:
+    """Whether all that a product or an outer refuses is refused early."""
+    if not isinstance(node.op, (SparseBlockGemv, *OUTERS)):
+        return False
+    arguments = arguments_of(node)
+    return any(makes_checks_of(fgraph, other, arguments, node.op.padding_idx) for other in early)
+
+
+def must_run_after(fgraph: FunctionGraph, node: Apply, needed: list[Variable]) -> Iterator[Apply]:
+    """What must run after a node of which some outputs are needed, through whatever others."""
+    waiting: dict[Apply, list[Apply]] = {}
+    for later, others in fgraph.destroy_handler.orderings(fgraph).items():
+        for other in others:
+            waiting.setdefault(other, []).append(later)
+    seen, pending = {node}, [(node, needed)]
     while pending:
-        for node, _ in fgraph.clients[pending.pop()]:
-            if node in fgraph.apply_nodes and node not in seen:
-                seen.add(node)
-                pending += node.outputs
-                yield node
+        one, outputs = pending.pop()
+        users = (user for x in outputs for user, _ in fgraph.clients[x])
+        for later in (*users, *waiting.get(one, ())):
+            if later in fgraph.apply_nodes and later not in seen:
+                seen.add(later)
+                pending.append((later, later.outputs))
+                yield later
 
 
 def destroy_copies(fgraph: FunctionGraph, node: Apply) -> None:
@@ -173,10 +185,14 @@ def destroy_copies(fgraph: FunctionGraph, node: Apply) -> None:
         fgraph.change_node_input(node, position, copy, reason="raise_first")
 
 
-def outer_arguments(node: Apply) -> tuple[Any, ...]:
-    """The arguments of an outer product, in place in an array or in a part of it."""
+def arguments_of(node: Apply) -> tuple[Any, ...]:
+    """The blocks, the rows and the indices on both sides of a product or an outer, as an outer has
+    them, and what scales them; of one in a part of an array the blocks are those of the part."""
     if isinstance(node.op, SparseBlockOuter):
         return tuple(node.inputs)
+    if isinstance(node.op, SparseBlockGemv):
+        o, W, h, *indices = node.inputs
+        return W, h, o, *indices, None
     _, part, x, y, xIdx, yIdx, alpha, *shape = node.inputs
     blocks = part.reshape(*shape, ndim=4) if shape else part
     return blocks, x, y, xIdx, yIdx, alpha
@@ -185,7 +201,7 @@ def outer_arguments(node: Apply) -> tuple[Any, ...]:
 def makes_checks_of(
     fgraph: FunctionGraph, other: Apply, arguments: tuple[Any, ...], padding_idx: int | None
 ) -> bool:
-    """Whether a gemv over weights of the same shape refuses all that an outer of these refuses."""
+    """Whether a gemv over weights of the same shape refuses all that is wrong in these."""
     if not isinstance(other.op, SparseBlockGemv) or other.op.padding_idx != padding_idx:
         return False
     _, W, h, *indices = other.inputs
@@ -197,7 +213,7 @@ def makes_checks_of(
     else:
         return False
     return (
-        row is h
+        is_of_shape(fgraph, row, h)
         and (
             are_same(rearranged(unwritten(W), order), unwritten(blocks))
             or all(same_shape(fgraph, W, blocks, axis, k) for k, axis in enumerate(order))
@@ -212,14 +228,28 @@ def are_same(x: Variable, y: Variable) -> bool:
 
 
 def is_of_shape(fgraph: FunctionGraph, x: Variable, other: Variable) -> bool:
-    """Whether a variable is known to have another's shape, which elementwise ops keep."""
-    if x is other or same_shape(fgraph, x, other):
-        return True
-    return (
-        x.owner is not None
-        and isinstance(x.owner.op, Elemwise)
-        and any(like(y, x) and is_of_shape(fgraph, y, other) for y in x.owner.inputs)
+    """Whether a variable is known to have another's shape."""
+    return any(
+        one is y or same_shape(fgraph, one, y)
+        for one in of_one_shape(x)
+        for y in of_one_shape(other)
     )
+
+
+def of_one_shape(x: Variable) -> list[Variable]:
+    """A variable and what elementwise ops, which keep it, have its shape from."""
+    found = {x: None}
+    pending = [x]
+    while pending:
+        node, one = pending[-1].owner, pending.pop()
+        if node is not None and isinstance(node.op, Elemwise | SpecifyShape):
+            is_elementwise = isinstance(node.op, Elemwise)
+            sources = (
+                [y for y in node.inputs if like(y, one)] if is_elementwise else node.inputs[:1]
+            )
+            pending += [y for y in sources if y not in found]
+            found.update(dict.fromkeys(sources))
+    return list(found)
 
 
 def rearranged(x: Variable, order: tuple[int, ...]) -> Variable:
@@ -243,13 +273,13 @@ def unwritten(x: Variable) -> Any:
     return x if position is None else unwritten(node.inputs[position[0]])
 
 
-def check_before(fgraph: FunctionGraph, outer: Apply, arguments: tuple[Any, ...]) -> bool:
-    """Have an outer that adds nothing make the checks of one of these arguments.
+def check_before(fgraph: FunctionGraph, outer: Apply) -> bool:
+    """Have an outer that adds nothing make the checks of one in place.
 
     To blocks without columns, and, where it is not known that the sizes of rows agree, to blocks
     without rows. Returns False, and changes nothing, if these would run late, too.
     """
-    blocks, x, y, xIdx, yIdx, alpha = arguments
+    blocks, x, y, xIdx, yIdx, alpha = arguments_of(outer)
     are_known = same_shape(fgraph, blocks, y, 3, 2)
     blocks = unwritten(blocks)
     op = SparseBlockOuter(padding_idx=outer.op.padding_idx)

@@ -1,5 +1,6 @@
 # ruff: noqa: T201
-"""Random training graphs, rewritten and as they stand: the values must agree.
+"""Random training graphs, rewritten and as they stand: the values must agree. And where an index
+is out of range, nothing may have been written.
 
 `python tests/random_graphs.py --seconds 600` draws graphs for that long, and prints the seed of
 each that fails; `--seed` starts from one. Each graph may take 10 s, and the process 4 GiB.
@@ -41,6 +42,9 @@ REWRITERS = sorted(rewriter.name for rewriter in optdb.__db__["blocksparse"])
 
 SECONDS, BYTES = 10, 4 << 30
 
+# Names no block, and no number in the place of a block that is padded either.
+OUT_OF_RANGE = 99
+
 # How much of each size is known when the graph is built: all, nothing, or an axis here and there.
 KNOWN = (1.0, 0.0, 0.5)
 
@@ -68,7 +72,7 @@ class RandomGraph:
         s = self.sizes
         self.shape = (s.iBlocks, s.oBlocks, s.iSize, s.oSize)
         self.dtype = str(self.rng.choice(["float64", "float64", "float32"]))
-        self.inputs, self.values = [], []
+        self.inputs, self.values, self.indices = [], [], []
         self.parameters = [self.parameter() for _ in range(self.rng.integers(1, 4))]
         self.rate = self.variable(self.array())
         self.count = self.variable(np.array(3))
@@ -101,6 +105,7 @@ class RandomGraph:
         draw = Draw(self.sizes, int(self.rng.integers(1 << 30)), self.dtype, dtypes)
         arrays = draw.gemv()
         h, i, j, o = (self.variable(arrays[k]) for k in ("h", "inputIdx", "outputIdx", "o"))
+        self.indices += [i, j]
         return h, i, j, o
 
     def padding(self):
@@ -311,20 +316,48 @@ def sum_over_steps(W, h, i, j, o):
     return losses.sum()
 
 
-def run(graph, updates, outputs, mode):
-    """The outputs and the parameters' new values, or the error."""
-    before = [parameter.get_value() for parameter in graph.parameters]
-    function = pytensor.function(
+def compiled(graph, updates, outputs, mode):
+    return pytensor.function(
         graph.inputs, outputs, updates=updates, mode=mode, on_unused_input="ignore"
     )
+
+
+@contextmanager
+def parameters_kept(graph):
+    before = [parameter.get_value() for parameter in graph.parameters]
     try:
-        results = [np.array(x) for x in function(*graph.values)]
-        return results + [parameter.get_value() for parameter in graph.parameters]
-    except (ValueError, TypeError, AssertionError, NotImplementedError) as error:
-        return error
+        yield before
     finally:
         for parameter, value in zip(graph.parameters, before, strict=True):
             parameter.set_value(value)
+
+
+def run(graph, function):
+    """The outputs and the parameters' new values, or the error."""
+    with parameters_kept(graph):
+        try:
+            results = [np.array(x) for x in function(*graph.values)]
+            return results + [parameter.get_value() for parameter in graph.parameters]
+        except (ValueError, TypeError, AssertionError, NotImplementedError) as error:
+            return error
+
+
+def check_all_or_nothing(graph, function):
+    """Each index in turn is out of range; PyTensor's own gathers may find it after a step."""
+    for index in graph.indices:
+        values = [value.copy() for value in graph.values]
+        wrong = values[graph.inputs.index(index)]
+        if wrong.size:
+            wrong.flat[-1] = OUT_OF_RANGE
+        with parameters_kept(graph) as before:
+            try:
+                function(*values)
+            except IndexError as error:
+                if "SparseBlock" in str(error):
+                    for parameter, value in zip(graph.parameters, before, strict=True):
+                        np.testing.assert_array_equal(parameter.get_value(), value)
+            except (ValueError, TypeError, AssertionError, NotImplementedError):
+                pass
 
 
 def rewritten(seed):
@@ -341,10 +374,14 @@ def compare(seed):
     # Without a compiler, which would be called for each constant that is folded, each Scan and, in
     # the default mode, Numba's, each op that is a graph.
     with pytensor.config.change_flags(cxx="", on_opt_error="raise", mode="FAST_COMPILE"):
-        expected = run(graph, updates, outputs, AS_IT_STANDS)
-        actual = run(graph, updates, outputs, rewritten(seed))
+        expected = run(graph, compiled(graph, updates, outputs, AS_IT_STANDS))
+        function = compiled(graph, updates, outputs, rewritten(seed))
+        actual = run(graph, function)
         if isinstance(actual, Exception):
-            others = run(graph, updates, outputs, REWRITTEN.excluding("blocksparse"))
+            mode = REWRITTEN.excluding("blocksparse")
+            others = run(graph, compiled(graph, updates, outputs, mode))
+        if rewritten(seed) is REWRITTEN:
+            check_all_or_nothing(graph, function)
     if isinstance(expected, Exception):
         # PyTensor takes away zeros that are added, of whatever shape.
         return

@@ -9,7 +9,12 @@ from pytensor import ifelse
 from pytensor.compile.ops import DeepCopyOp
 from pytensor.raise_op import CheckAndRaise
 
-from blocksparse_ops import SparseBlockOuter, sparse_block_dot, sparse_block_outer
+from blocksparse_ops import (
+    SparseBlockGemv,
+    SparseBlockOuter,
+    sparse_block_dot,
+    sparse_block_outer,
+)
 from blocksparse_ops.zeros import zeros_like
 
 BLOCKS, SIZE, BATCH, WINDOW = 5, 2, 6, 2
@@ -198,8 +203,33 @@ def test_rows_that_are_ready_after_the_weights(mode):
     check_copies(problem, updates, mode())
 
 
-def check_copies(problem, updates, mode):
-    function = problem.check(updates, mode)
+@pytest.mark.parametrize("mode", GRAPHS)
+def test_a_product_in_place_of_what_a_step_reads(mode):
+    """It must run after that step, which spares the old values."""
+    problem = Problem(2)
+    [W] = weights(problem.rng, "W")
+    rows = pytensor.shared(problem.rng.normal(size=(BATCH, WINDOW, SIZE)), "rows")
+    sums = pt.cumsum(problem.h, axis=0)
+    y = SparseBlockGemv()(sums, W, problem.h, *problem.index)
+    check_copies(problem, [(rows, rows + sums)], mode(), y.sum())
+
+
+@pytest.mark.parametrize("mode", GRAPHS)
+def test_an_outer_into_old_values(mode):
+    """They are needed no more, but for an error: what adds to them adds to a copy."""
+    problem = Problem(4)
+    W, V = weights(problem.rng, "W", "V")
+    h, index, other_index = problem.h, problem.index[:2], problem.index[2:]
+    inner = pt.cumsum(V, axis=2) - sparse_block_outer(W, h, h, *index)
+    updates = [
+        (W, pt.cumsum(W, axis=2)),
+        (V, sparse_block_outer(inner, h, h, *other_index)),
+    ]
+    check_copies(problem, updates, mode())
+
+
+def check_copies(problem, updates, mode, outputs=None):
+    function = problem.check(updates, mode, outputs)
     assert not checks(function)
     assert any(isinstance(n.op, DeepCopyOp) for n in function.maker.fgraph.apply_nodes)
 
