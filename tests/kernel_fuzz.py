@@ -2,8 +2,9 @@
 
 `python tests/kernel_fuzz.py --seconds 600` takes half a minute to compile it, unless that lies in
 PyTensor's compile directory, and hands it what else is given: `--problems`, `--seed`, `--threads`,
-`--fail-allocations`. With `--machine aarch64` another machine is emulated, which takes Debian's
-packages g++-aarch64-linux-gnu and qemu-user.
+`--fail-allocations`. With `--optimise` it takes four minutes to compile, and a fifth of the time a
+problem. With `--machine aarch64` another machine is emulated, which takes Debian's packages
+g++-aarch64-linux-gnu and qemu-user.
 """
 
 import argparse
@@ -25,10 +26,9 @@ IS_X86 = platform.machine() in ("x86_64", "AMD64")
 SANITIZERS = ("address,undefined", "address", "thread")
 
 
-def build(path, vectors, sanitizer):
+def build(path, vectors, sanitizer, level="-O0"):
     """Compile a program for this width of vectors, or for this machine, unless it is there."""
-    # To optimise would take four times as long.
-    about = ["-O0", f"-m{vectors}" if vectors and IS_X86 else "-march=native"]
+    about = [level, f"-m{vectors}" if vectors and IS_X86 else "-march=native"]
     about += [f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"]
     return compiled(path, config.cxx, *about)
 
@@ -66,11 +66,13 @@ def main():
     parser.add_argument("--sanitizer", choices=SANITIZERS, default="address,undefined")
     parser.add_argument("--vectors", help="as in g++'s -m, as sse2, avx2 or avx512f")
     parser.add_argument("--machine", help="to emulate: aarch64")
+    parser.add_argument("--optimise", action="store_true", help="for long runs")
     options, others = parser.parse_known_args()
     if options.machine is not None:
         command = [f"qemu-{options.machine}", str(build_for(options.machine)), *others]
     else:
-        executable = build(DRIVER, options.vectors, options.sanitizer)
+        level = "-O2" if options.optimise else "-O0"
+        executable = build(DRIVER, options.vectors, options.sanitizer, level)
         command = command_of(executable, options.sanitizer, *others)
     raise SystemExit(subprocess.run(command).returncode)
 
