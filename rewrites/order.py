@@ -173,7 +173,7 @@ def must_run_after(fgraph: FunctionGraph, node: Apply, needed: list[Variable]) -
         one, outputs = pending.pop()
         users = (user for x in outputs for user, _ in fgraph.clients[x])
         for later in (*users, *waiting.get(one, ())):
-            if later in fgraph.apply_nodes and later not in seen:
+            if later not in seen:
                 seen.add(later)
                 pending.append((later, later.outputs))
                 yield later

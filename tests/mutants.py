@@ -54,7 +54,7 @@ TESTS = {
     "norm": ["test_steps", "test_gradient"],
     "step": ["test_updates"],
     "start": ["test_direct"],
-    "order": ["test_all_or_nothing"],
+    "order": ["test_all_or_nothing", "test_rewrites"],
     "sizes": ["test_jax"],
     "match": ["test_gathered"],
     "gathering": ["test_gathered"],
