@@ -14,6 +14,7 @@ from pytensor.graph.basic import Apply, Variable, equal_computations
 from pytensor.graph.features import Feature
 from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.op import Op
+from pytensor.graph.replace import graph_replace
 from pytensor.graph.rewriting.basic import GraphRewriter
 from pytensor.graph.traversal import toposort_with_orderings
 from pytensor.raise_op import Assert
@@ -180,9 +181,16 @@ def must_run_after(fgraph: FunctionGraph, node: Apply, needed: list[Variable]) -
 
 
 def destroy_copies(fgraph: FunctionGraph, node: Apply) -> None:
+    """Have a node write into copies; the part into which it writes is one of the copy."""
     for [position] in node.op.destroy_map.values():
-        copy = deep_copy_op(node.inputs[position])
-        fgraph.change_node_input(node, position, copy, reason="raise_first")
+        whole = node.inputs[position]
+        copies = {position: deep_copy_op(whole)}
+        if isinstance(node.op, SparseBlockOuterInPart):
+            part_position = position + 1
+            part = node.inputs[part_position]
+            [copies[part_position]] = graph_replace([part], {whole: copies[position]})
+        for k, copy in copies.items():
+            fgraph.change_node_input(node, k, copy, reason="raise_first")
 
 
 def arguments_of(node: Apply) -> tuple[Any, ...]:
