@@ -16,7 +16,7 @@ from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.op import Op
 from pytensor.graph.replace import graph_replace
 from pytensor.graph.rewriting.basic import GraphRewriter
-from pytensor.graph.traversal import toposort_with_orderings
+from pytensor.graph.traversal import toposort_with_orderings, walk
 from pytensor.raise_op import Assert
 from pytensor.tensor.elemwise import DimShuffle, Elemwise
 from pytensor.tensor.math import eq
@@ -169,15 +169,12 @@ def must_run_after(fgraph: FunctionGraph, node: Apply, needed: list[Variable]) -
     for later, others in fgraph.destroy_handler.orderings(fgraph).items():
         for other in others:
             waiting.setdefault(other, []).append(later)
-    seen, pending = {node}, [(node, needed)]
-    while pending:
-        one, outputs = pending.pop()
-        users = (user for x in outputs for user, _ in fgraph.clients[x])
-        for later in (*users, *waiting.get(one, ())):
-            if later not in seen:
-                seen.add(later)
-                pending.append((later, later.outputs))
-                yield later
+
+    def after(one: Apply, outputs: list[Variable]) -> list[Apply]:
+        users = [user for x in outputs for user, _ in fgraph.clients[x]]
+        return users + waiting.get(one, [])
+
+    return walk(after(node, needed), lambda later: after(later, later.outputs))
 
 
 def destroy_copies(fgraph: FunctionGraph, node: Apply) -> None:
@@ -246,18 +243,15 @@ def is_of_shape(fgraph: FunctionGraph, x: Variable, other: Variable) -> bool:
 
 def of_one_shape(x: Variable) -> list[Variable]:
     """A variable and what elementwise ops, which keep it, have its shape from."""
-    found = {x: None}
-    pending = [x]
-    while pending:
-        node, one = pending[-1].owner, pending.pop()
-        if node is not None and isinstance(node.op, Elemwise | SpecifyShape):
-            is_elementwise = isinstance(node.op, Elemwise)
-            sources = (
-                [y for y in node.inputs if like(y, one)] if is_elementwise else node.inputs[:1]
-            )
-            pending += [y for y in sources if y not in found]
-            found.update(dict.fromkeys(sources))
-    return list(found)
+
+    def sources(y: Variable) -> list[Variable]:
+        if y.owner is not None and isinstance(y.owner.op, SpecifyShape):
+            return y.owner.inputs[:1]
+        if y.owner is not None and isinstance(y.owner.op, Elemwise):
+            return [z for z in y.owner.inputs if like(z, y)]
+        return []
+
+    return list(walk([x], sources))
 
 
 def rearranged(x: Variable, order: tuple[int, ...]) -> Variable:

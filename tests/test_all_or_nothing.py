@@ -242,7 +242,7 @@ def test_a_step_in_a_part_of_a_copy(mode):
         (rows, rows - 0.1 * y),
         (V, pt.set_subtensor(V[1:], sparse_block_outer(V[1:], h, h, *other_index))),
     ]
-    function = check_copies(problem, updates, mode())
+    function = check_copies(problem, updates, mode(), checked=1)
     assert SparseBlockOuterInPart in [type(n.op) for n in function.maker.fgraph.apply_nodes]
     values = problem.values()
     variables, new = zip(*updates, strict=True)
@@ -252,8 +252,9 @@ def test_a_step_in_a_part_of_a_copy(mode):
         np.testing.assert_allclose(variable.get_value(), value)
 
 
-def check_copies(problem, updates, mode, outputs=None):
+def check_copies(problem, updates, mode, outputs=None, checked=0):
     function = problem.check(updates, mode, outputs)
+    assert len(checks(function)) == checked
     assert any(isinstance(n.op, DeepCopyOp) for n in function.maker.fgraph.apply_nodes)
     return function
 
