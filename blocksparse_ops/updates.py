@@ -72,17 +72,21 @@ def optimizer(
 def updates_by(
     rule: Rule, grads: Sequence[Gradient], params: Sequence[SharedVariable], *states: str
 ) -> Updates:
-    """The updates by a rule, with a state of zeros of each parameter's shape for each name."""
+    """The updates by a rule, with a state of zeros of each parameter's shape for each name.
+
+    All are of the parameter's dtype, in whatever precision the loss was computed.
+    """
     updates: Updates = OrderedDict()
     for position, (param, gradient) in enumerate(zip(params, grads, strict=True)):
         kept = [zeros_of(param, f"{param.name or position}.{state}") for state in states]
         if isinstance(gradient, BlockGradient):
             of, put = gradient.of, gradient.put
-            change, new = rule(of(param), gradient.values, *map(of, kept))
+            g = cast(gradient.values, param.dtype)
+            change, new = rule(of(param), g, *map(of, kept))
             new = [put(state, values) for state, values in zip(kept, new, strict=True)]
             updates[param] = put(param, of(param) + change)
         else:
-            change, new = rule(param, gradient, *kept)
+            change, new = rule(param, cast(gradient, param.dtype), *kept)
             updates[param] = param + change
         updates.update(zip(kept, new, strict=True))
     return updates

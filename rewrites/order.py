@@ -149,9 +149,13 @@ def raise_late(fgraph: FunctionGraph, destroyers: list[Apply]) -> set[Apply]:
 
 def held_up_by(fgraph: FunctionGraph, node: Apply) -> Iterator[Apply]:
     """What needs more of a node than a variable's new value, or must run after it for another
-    reason: because it writes into what the node reads."""
+    reason: because it writes into what the node reads.
+
+    Of a number, which costs nothing to copy, the new value counts, too.
+    """
     new_values = [node.outputs[k] for k in node.op.destroy_map]
-    needed = [x for x in node.outputs if not (x in new_values and x in fgraph.outputs)]
+    arrays = [x for x in new_values if x in fgraph.outputs and getattr(x.type, "ndim", None) != 0]
+    needed = [x for x in node.outputs if x not in arrays]
     return must_run_after(fgraph, node, needed)
 
 

@@ -28,6 +28,7 @@ from blocksparse_ops import (
     SparseBlockOuter,
     sparse_block_dot,
     sparse_block_take,
+    updates,
 )
 from blocksparse_ops.zeros import zeros_like
 
@@ -41,6 +42,16 @@ AS_IT_STANDS = Mode("py", None)
 REWRITERS = sorted(rewriter.name for rewriter in optdb.__db__["blocksparse"])
 
 SECONDS, BYTES = 10, 4 << 30
+
+OPTIMIZERS = (
+    updates.sgd,
+    updates.momentum,
+    updates.nesterov_momentum,
+    updates.adagrad,
+    updates.rmsprop,
+    updates.adam,
+    updates.adamw,
+)
 
 # Names no block, and no number in the place of a block that is padded either.
 OUT_OF_RANGE = 99
@@ -74,6 +85,7 @@ class RandomGraph:
         self.dtype = str(self.rng.choice(["float64", "float64", "float32"]))
         self.inputs, self.values, self.indices = [], [], []
         self.parameters = [self.parameter() for _ in range(self.rng.integers(1, 4))]
+        self.states = []
         self.rate = self.variable(self.array())
         self.count = self.variable(np.array(3))
 
@@ -285,10 +297,27 @@ class RandomGraph:
             lambda: in_a_graph_of_its_own(x, self.term(0)),
         )()
 
+    def optimizer(self):
+        """A step of an optimizer, of a loss of some parameters."""
+        count = int(self.rng.integers(1, len(self.parameters) + 1))
+        chosen = self.parameters[:count]
+        loss = sum(self.loss(W) for W in chosen)
+        grads = updates.get_or_compute_grads(loss, chosen)
+        if self.rng.random() < 0.3:
+            grads = updates.clip_by_global_norm(grads, 0.5)
+        new = self.choose(*OPTIMIZERS)(grads, chosen, learning_rate=self.rate / 10)
+        self.states = [x for x in new if x not in chosen]
+        for state in self.states:
+            value = state.get_value()
+            state.set_value(np.abs(self.rng.normal(size=value.shape)).astype(value.dtype))
+        return new
+
     def updates(self):
         """New values of some parameters, each made from the old ones."""
-        new = {}
+        new = self.optimizer() if self.rng.random() < 0.2 else {}
         for parameter in self.parameters:
+            if parameter in new:
+                continue
             if not new or self.rng.random() < 0.6:
                 value = self.term(int(self.rng.integers(1, 4))).astype(self.dtype)
                 pairs = zip(value.type.shape, parameter.type.shape, strict=True)
@@ -323,21 +352,22 @@ def compiled(graph, updates, outputs, mode):
 
 
 @contextmanager
-def parameters_kept(graph):
-    before = [parameter.get_value() for parameter in graph.parameters]
+def kept(graph):
+    """Gives the parameters and an optimizer's arrays, each with its value, to which it returns."""
+    before = [(x, x.get_value()) for x in (*graph.parameters, *graph.states)]
     try:
         yield before
     finally:
-        for parameter, value in zip(graph.parameters, before, strict=True):
-            parameter.set_value(value)
+        for shared, value in before:
+            shared.set_value(value)
 
 
 def run(graph, function):
-    """The outputs and the parameters' new values, or the error."""
-    with parameters_kept(graph):
+    """The outputs and the new values, or the error."""
+    with kept(graph) as before:
         try:
             results = [np.array(x) for x in function(*graph.values)]
-            return results + [parameter.get_value() for parameter in graph.parameters]
+            return results + [shared.get_value() for shared, _ in before]
         except (ValueError, TypeError, AssertionError, NotImplementedError) as error:
             return error
 
@@ -349,13 +379,13 @@ def check_all_or_nothing(graph, function):
         wrong = values[graph.inputs.index(index)]
         if wrong.size:
             wrong.flat[-1] = OUT_OF_RANGE
-        with parameters_kept(graph) as before:
+        with kept(graph) as before:
             try:
                 function(*values)
             except IndexError as error:
                 if "SparseBlock" in str(error):
-                    for parameter, value in zip(graph.parameters, before, strict=True):
-                        np.testing.assert_array_equal(parameter.get_value(), value)
+                    for shared, value in before:
+                        np.testing.assert_array_equal(shared.get_value(), value)
             except (ValueError, TypeError, AssertionError, NotImplementedError):
                 pass
 

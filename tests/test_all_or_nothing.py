@@ -216,6 +216,17 @@ def test_a_product_in_place_of_what_a_step_reads(mode):
 
 
 @pytest.mark.parametrize("mode", GRAPHS)
+def test_a_number_that_is_counted(mode):
+    """What depends on its new value raises before the old one is lost."""
+    problem = Problem(2)
+    [W] = weights(problem.rng, "W")
+    steps = pytensor.shared(np.int64(0), "steps")
+    h = problem.h / (steps + 1)
+    y = sparse_block_dot(W, h, problem.index[0], None, problem.index[1])
+    check_copies(problem, [(steps, steps + 1)], mode(), y.sum())
+
+
+@pytest.mark.parametrize("mode", GRAPHS)
 def test_an_outer_into_old_values(mode):
     """They are needed no more, but for an error: what adds to them adds to a copy."""
     problem = Problem(4)

@@ -63,9 +63,12 @@ class Model:
         self.scale = pytensor.shared(self.values(3), "scale")
         self.params = [self.W, self.table, self.scale]
         self.i, self.j = indices or pt.lmatrices("i", "j")
-        h = sparse_block_take(self.table, self.i)
+        self.loss = self.loss_in(dtype)
+
+    def loss_in(self, dtype):
+        h = sparse_block_take(self.table, self.i).astype(dtype)
         y = sparse_block_dot(self.W, h, self.i, None, self.j)
-        self.loss = ((y * self.scale - 1) ** 2).mean()
+        return ((y * self.scale - 1) ** 2).mean()
 
     def values(self, *shape):
         return self.rng.normal(size=shape).astype(self.dtype)
@@ -196,6 +199,22 @@ def test_in_place(mode, name):
     assert [list(node.op.destroy_map) for node in watch.nodes] == [
         list(range(STATES.get(name, 1) + 1))
     ]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_loss_of_another_precision(name):
+    """What is moved keeps its dtype, by blocks and densely, and moves as by a loss of its own."""
+    results = []
+    for dtype in ("float32", "float64"):
+        model = Model("float32")
+        loss = model.loss_in(dtype) + (model.scale * model.loss_in(dtype)).sum()
+        new = getattr(updates, name)(loss, model.params, RATE)
+        train = model.compile(new, in_python("FAST_COMPILE"))
+        train(*model.indices())
+        results.append([x.get_value() for x in new])
+    for one, other in zip(*results, strict=True):
+        assert one.dtype == other.dtype
+        np.testing.assert_allclose(one, other, **tolerance("float32"))
 
 
 @pytest.mark.skipif(find_spec("pymc") is None, reason="needs pymc")
