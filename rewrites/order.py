@@ -65,31 +65,62 @@ class Schedule:
     ----------
     destroyers : list of Apply
         What writes into inputs.
+    raising : set of Apply
+        What may raise, and instead of what a lazy choice alone needs the choice itself: to order
+        the former would compute what was not chosen.
     early : list of Apply
-        What may raise and needs nothing that these have computed or must run before.
+        Of these what needs nothing that the destroyers have computed or must run before.
     """
 
     def __init__(self, fgraph: FunctionGraph):
         self.destroyers = destroyers_of(fgraph, fgraph.inputs)
+        self.raising: set[Apply] = set()
         self.early: list[Apply] = []
         if not self.destroyers:
             return
         orderings = fgraph.destroy_handler.orderings(fgraph)
+        self.raising = raising_nodes(fgraph, orderings)
         late = set(self.destroyers)
-        lazy = only_if_chosen(fgraph)
         for node in toposort_with_orderings(fgraph.outputs, orderings=orderings):
             needed = (*(x.owner for x in node.inputs), *orderings.get(node, ()))
             if not late.isdisjoint(needed):
                 late.add(node)
-            elif node not in late and node not in lazy and may_raise(node.op):
+            elif node not in late and node in self.raising:
                 self.early.append(node)
 
 
-def only_if_chosen(fgraph: FunctionGraph) -> set[Apply]:
-    """The nodes that a lazy choice needs: to order them would compute what was not chosen."""
+def raising_nodes(fgraph: FunctionGraph, orderings: dict[Apply, list[Apply]]) -> set[Apply]:
+    """What may raise of the nodes that are computed whatever is chosen, choices among them."""
+    anyway = set(
+        walk(
+            owners(fgraph.outputs),
+            lambda node: [*owners(needed_anyway(node)), *orderings.get(node, ())],
+        )
+    )
+
+    def raises_if_chosen(choice: Apply) -> bool:
+        branches = walk(owners(choice.inputs[1:]), lambda node: owners(node.inputs))
+        return any(may_raise(node.op) for node in branches if node not in anyway)
+
+    return {
+        node
+        for node in anyway
+        if may_raise(node.op) or (is_choice(node) and raises_if_chosen(node))
+    }
+
+
+def owners(variables: Iterable[Variable]) -> list[Apply]:
+    return [x.owner for x in variables if x.owner is not None]
+
+
+def needed_anyway(node: Apply) -> list[Variable]:
+    return node.inputs[:1] if is_choice(node) else node.inputs
+
+
+def is_choice(node: Apply) -> bool:
+    """Whether a node is an `ifelse`, which needs one of its branches."""
     # By name, for the versions of PyTensor have it in different places.
-    choices = [node for node in fgraph.apply_nodes if type(node.op).__name__ == "IfElse"]
-    return set(toposort_with_orderings([x for node in choices for x in node.inputs[1:]]))
+    return type(node.op).__name__ == "IfElse"
 
 
 class RaiseFirst(Feature):
@@ -124,10 +155,10 @@ class BlockSparseRaiseFirst(GraphRewriter):
             if not late.isdisjoint(held_up_by(fgraph, node)):
                 destroy_copies(fgraph, node)
         if len(destroyers) > 1:
-            early = Schedule(fgraph).early
+            schedule = Schedule(fgraph)
             for node in destroyers:
-                if isinstance(node.op, OUTERS) and not (
-                    is_refused(fgraph, node, early) or check_before(fgraph, node)
+                if node in schedule.raising and isinstance(node.op, OUTERS) and not (
+                    is_refused(fgraph, node, schedule.early) or check_before(fgraph, node)
                 ):
                     # It raises before it writes, but all others may have written.
                     for other in first_destroyers_of(fgraph, shared):
@@ -137,13 +168,12 @@ class BlockSparseRaiseFirst(GraphRewriter):
 
 def raise_late(fgraph: FunctionGraph, destroyers: list[Apply]) -> set[Apply]:
     """What refuses what nothing refuses early. Of outers in place all checks are made early."""
-    early = Schedule(fgraph).early
+    schedule = Schedule(fgraph)
     return {
         node
-        for node in fgraph.apply_nodes.difference(early)
-        if may_raise(node.op)
-        and not (isinstance(node.op, OUTERS) and node in destroyers)
-        and not is_refused(fgraph, node, early)
+        for node in schedule.raising.difference(schedule.early)
+        if not (isinstance(node.op, OUTERS) and node in destroyers)
+        and not is_refused(fgraph, node, schedule.early)
     }
 
 

@@ -22,6 +22,8 @@ from pytensor.compile import optdb
 from pytensor.compile.builders import OpFromGraph
 from pytensor.compile.mode import Mode
 from pytensor.graph.traversal import ancestors
+from pytensor.ifelse import ifelse
+from pytensor.link.vm import VMLinker
 
 from blocksparse_ops import (
     SparseBlockGemv,
@@ -34,9 +36,10 @@ from blocksparse_ops.zeros import zeros_like
 
 # One of PyTensor's own rewrites fails in 3.0 where what it adds is broadcast, and another where an
 # einsum of windows is differentiated twice.
-REWRITTEN = Mode("py", "fast_run").excluding("local_add_of_sparse_write")
+IN_PYTHON = VMLinker(use_cloop=False, c_thunks=False)  # which leaves out what is not chosen
+REWRITTEN = Mode(IN_PYTHON, "fast_run").excluding("local_add_of_sparse_write")
 COMPILES_EINSUMS = not pytensor.__version__.startswith("3.0.")
-AS_IT_STANDS = Mode("py", None)
+AS_IT_STANDS = Mode(IN_PYTHON, None)
 
 # Of every fourth graph one of the package's rewriters is left out, in turn.
 REWRITERS = sorted(rewriter.name for rewriter in optdb.__db__["blocksparse"])
@@ -228,6 +231,7 @@ class RandomGraph:
             lambda: self.count,
             lambda: self.choose(*self.parameters).sum() / 100 + 1,
             lambda: pytensor.shared(np.asarray(0.5, self.dtype)),
+            lambda: self.chosen(self.loss(self.choose(*self.parameters)) / 100, self.rate),
         )()
 
     def divisor(self):
@@ -295,6 +299,7 @@ class RandomGraph:
             lambda: pt.set_subtensor(x[:, :1], x[:, :1] - self.gradient()[:, :1]),
             lambda: pt.specify_shape(x, self.known(self.shape)),
             lambda: in_a_graph_of_its_own(x, self.term(0)),
+            lambda: self.chosen(x, self.term(0)),
         )()
 
     def optimizer(self):
@@ -311,6 +316,11 @@ class RandomGraph:
             value = state.get_value()
             state.set_value(np.abs(self.rng.normal(size=value.shape)).astype(value.dtype))
         return new
+
+    def chosen(self, x, y):
+        """One of two, of which the other is not computed."""
+        y = pt.specify_shape(y.astype(x.dtype), x.type.shape)
+        return ifelse(pt.gt(self.rate, 0), x, y)
 
     def updates(self):
         """New values of some parameters, each made from the old ones."""

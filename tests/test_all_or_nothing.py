@@ -305,16 +305,42 @@ def test_sizes_that_disagree(x_size, y_size, y_batch, mode):
     assert [state_of(W), state_of(V)] == before
 
 
+def steps_by_choice(kind, condition, U, V, W, loss):
+    """Updates of which one needs a product of W if the condition is not zero."""
+    one = pt.constant(1.0, dtype="float64")
+    stepped = W - 0.1 * pt.grad(loss, W)
+    return {
+        "a scale": lambda: [(U, U * 2), (V, V * ifelse(condition, loss, one))],
+        "a step": lambda: [(V, V * 2), (W, ifelse(condition, stepped, W))],
+        "a step into a copy": lambda: [(V, V * 2), (W, ifelse(condition, stepped, V * 3))],
+        "of new values": lambda: [(V, V * condition), (W, ifelse(condition, W * loss, V * 3))],
+        "a choice in a choice": lambda: [
+            (V, V * 2),
+            (W, ifelse(condition, W * ifelse(condition, loss, one), W)),
+        ],
+    }[kind]()
+
+
+KINDS = ["a scale", "a step", "a step into a copy", "of new values", "a choice in a choice"]
+
+
 @needs_compiler
-def test_a_lazy_choice_computes_no_more():
-    """A product of a branch that is not taken is not computed for the order's sake."""
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_lazy_choice(kind):
+    """What it needs is computed before anything is written, and if it is chosen alone."""
     problem = Problem(2)
-    W, V = weights(problem.rng, "W", "V")
+    U, V, W = weights(problem.rng, "U", "V", "W")
     condition = pt.scalar("condition")
     problem.inputs.append(condition)
-    dot = sparse_block_dot(W, problem.h, problem.index[0], None, problem.index[1])
-    chosen = ifelse(condition, dot.sum(), pt.constant(1.0, dtype="float64"))
-    function = problem.compile([(V, V * chosen)], "CVM")
-    before = V.get_value()
+    y = sparse_block_dot(W, problem.h, problem.index[0], None, problem.index[1])
+    updates = steps_by_choice(kind, condition, U, V, W, (y**2).sum())
+    function = problem.compile(updates, "CVM")
+    variables = [variable for variable, _ in updates]
+    before = [state_of(variable) for variable in variables]
+    for wrong in range(2):
+        with pytest.raises(IndexError, match="= 9 is out of range"):
+            function(*problem.values(wrong), 2.0)
+        assert [state_of(variable) for variable in variables] == before
     function(*problem.values(wrong=0), 0.0)
-    np.testing.assert_array_equal(V.get_value(), before)
+    function(*problem.values(), 2.0)
+    assert all(state_of(x) != old for x, old in zip(variables, before, strict=True))
