@@ -157,8 +157,10 @@ class BlockSparseRaiseFirst(GraphRewriter):
         if len(destroyers) > 1:
             schedule = Schedule(fgraph)
             for node in destroyers:
-                if node in schedule.raising and isinstance(node.op, OUTERS) and not (
-                    is_refused(fgraph, node, schedule.early) or check_before(fgraph, node)
+                if (
+                    node in schedule.raising
+                    and isinstance(node.op, OUTERS)
+                    and not (is_refused(fgraph, node, schedule.early) or check_before(fgraph, node))
                 ):
                     # It raises before it writes, but all others may have written.
                     for other in first_destroyers_of(fgraph, shared):
