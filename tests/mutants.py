@@ -55,6 +55,7 @@ TESTS = {
     "step": ["test_updates"],
     "start": ["test_direct"],
     "order": ["test_all_or_nothing", "test_rewrites"],
+    "checks": ["test_all_or_nothing", "test_rewrites"],
     "sizes": ["test_jax"],
     "match": ["test_gathered"],
     "gathering": ["test_gathered"],
