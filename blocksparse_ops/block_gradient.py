@@ -12,6 +12,7 @@ from pytensor.graph.traversal import toposort
 from pytensor.tensor.basic import cast
 from pytensor.tensor.elemwise import DimShuffle, Elemwise
 from pytensor.tensor.shape import SpecifyShape
+from pytensor.tensor.type import float_dtypes
 from pytensor.tensor.variable import TensorVariable
 
 from blocksparse_ops.gradient import (
@@ -143,9 +144,10 @@ def uses_in(cost: TensorVariable, W: TensorVariable) -> Iterator[Use]:
 
 
 def is_same_values(node: Apply) -> bool:
-    """Whether a node casts its input, or tells its shape, and that is all."""
+    """Whether a node casts its input to other real numbers, or tells its shape, and that is all."""
     is_cast = isinstance(node.op, Elemwise) and isinstance(node.op.scalar_op, ps.Cast)
-    return is_cast or isinstance(node.op, SpecifyShape)
+    is_real = node.outputs[0].type.dtype in float_dtypes
+    return (is_cast and is_real) or isinstance(node.op, SpecifyShape)
 
 
 def steps_to(cost: Variable) -> Iterator[tuple[Apply, int]]:

@@ -209,11 +209,12 @@ def merged(gradients: Sequence[BlockGradient], oBlocks: TensorVariable) -> Block
     numbers = [gradient.inputBlock * oBlocks + gradient.outputBlock for gradient in gradients]
     used = unique(join(0, *numbers))
     shape = [gradients[0].values.shape[axis] for axis in (1, 2)]
-    values = zeros((used.shape[0], *shape), upcast(*(each.values.dtype for each in gradients)))
+    values = zeros((used.shape[0], 1, *shape), upcast(*(each.values.dtype for each in gradients)))
     for number, gradient in zip(numbers, gradients, strict=True):
-        part = values[searchsorted(used, number)]
+        # By two indices: PyTensor 3.0 refuses to write one element by one index.
+        part = values[searchsorted(used, number), zeros_like(number)]
         values = set_subtensor(part, part + gradient.values)
-    return BlockGradient(*split_numbers(used, oBlocks, return_list=True), values)
+    return BlockGradient(*split_numbers(used, oBlocks, return_list=True), values[:, 0])
 
 
 def squared_norm(values: TensorVariable) -> TensorVariable:

@@ -9,6 +9,7 @@ from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.gradient import grad
 from pytensor.tensor.basic import as_tensor_variable, cast
 from pytensor.tensor.math import maximum, sqr, sqrt
+from pytensor.tensor.type import float_dtypes
 from pytensor.tensor.variable import TensorVariable
 
 from blocksparse_ops.arguments import TensorLike
@@ -30,6 +31,8 @@ def get_or_compute_grads(
     ------
     ValueError
         If a parameter is no shared variable, or there are more gradients than parameters, or less.
+    TypeError
+        If a parameter does not hold real numbers.
 
     Examples
     --------
@@ -67,6 +70,9 @@ def require_shared(params: Sequence[SharedVariable]) -> None:
     for param in params:
         if not isinstance(param, SharedVariable):
             raise ValueError(f"params: {param} is no shared variable, so it cannot be updated")
+        dtype = getattr(param.type, "dtype", None)
+        if dtype not in float_dtypes:
+            raise TypeError(f"params: {param} has dtype {dtype}; expected one of real numbers")
 
 
 def get_or_compute_dense_grads(

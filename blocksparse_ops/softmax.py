@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytensor.tensor as pt
 from pytensor.tensor.special import log_softmax
 from pytensor.tensor.variable import TensorVariable
@@ -52,7 +54,10 @@ def h_softmax(
     TypeError
         For what is no tensor, or a `target` that holds no integers.
     ValueError
-        If there are fewer places in the classes than outputs, or sizes disagree.
+        If there are fewer places in the classes than outputs, or it is known that sizes disagree.
+    AssertionError
+        When the graph runs, for a number of classes, or of outputs in each, that the weights have
+        not.
     IndexError
         When the graph runs, for a target whose class is none, as the outputIdx of a product.
 
@@ -129,6 +134,12 @@ def _log_probabilities(
     values = zip(names, (x, W1, b1, W2, b2), strict=True)
     rows, *weights = (as_tensor(name, argument, value) for argument, value in values)
     W_classes, b_classes, W_outputs, b_outputs = weights
+    of_layers = (batch_size, None), (None, n_classes), (n_classes,)
+    of_outputs = (n_classes, None, n_outputs_per_class), (n_classes, n_outputs_per_class)
+    for argument, variable, shape in zip(
+        names, (rows, *weights), (*of_layers, *of_outputs), strict=True
+    ):
+        _require_shape(name, argument, variable, shape)
     of_classes = log_softmax(rows @ W_classes + b_classes, axis=-1)
     if target is None:
         logits = pt.tensordot(rows, W_outputs, [[1], [1]]) + b_outputs
@@ -136,6 +147,7 @@ def _log_probabilities(
         return together.reshape((batch_size, n_classes * n_outputs_per_class))[:, :n_outputs]
     output = as_block_index(name, "target", target).flatten()
     require_integers(name, "target", output)
+    output = pt.cast(output, "int64")  # of uint64 and a number PyTensor makes float64
     of_target = output // n_outputs_per_class
     block = of_target[:, None]
     logits = sparse_block_dot(
@@ -146,8 +158,22 @@ def _log_probabilities(
     )
 
 
+def _require_shape(
+    name: str, argument: str, variable: TensorVariable, shape: tuple[Any, ...]
+) -> None:
+    """Raise a ValueError where it is known that a variable has another shape."""
+    known = variable.type.shape
+    if len(known) != len(shape) or any(
+        isinstance(size, int) and one not in (None, size)
+        for size, one in zip(shape, known, strict=True)
+    ):
+        shown = ", ".join("?" if size is None else str(size) for size in shape)
+        raise ValueError(f"{name}: {argument} has the shape {known}; expected ({shown})")
+
+
 def _at(values: TensorVariable, index: TensorVariable, columns: int) -> TensorVariable:
     """One value of each row: a sum without the others, since a gather may not check its index."""
+    values = pt.specify_shape(values, (None, columns))  # one would stand for others
     counted = pt.switch(index < 0, index + columns, index)
     is_wanted = pt.eq(counted[:, None], pt.arange(columns))
     return pt.switch(is_wanted, values, pt.constant(0, dtype=values.dtype)).sum(axis=-1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 from pytensor.tensor.variable import TensorVariable
 
 from blocksparse_ops.arguments import (
@@ -81,5 +83,6 @@ def sparse_block_take(
 def as_windows(index: TensorVariable) -> TensorVariable:
     """An index as the windows of a product; of less than two dimensions it is one window."""
     if index.type.ndim > 2:
-        return index.reshape((-1, index.shape[-1]))
+        sizes = [index.shape[k] if n is None else n for k, n in enumerate(index.type.shape)]
+        return index.reshape((prod(sizes[:-1]), sizes[-1]))
     return index.dimshuffle(*["x"] * (2 - index.type.ndim), *range(index.type.ndim))

@@ -45,8 +45,7 @@ __all__ = [
 
 Updates: TypeAlias = "OrderedDict[SharedVariable, TensorVariable]"
 
-# From the values of a parameter, their gradient and states: what is added to the values, and the
-# new states.
+# From the values of a parameter, their gradient and states: the new values, and the new states.
 Rule: TypeAlias = Callable[..., tuple[TensorVariable, list[TensorVariable]]]
 
 
@@ -64,6 +63,7 @@ def optimizer(
             return partial(call, **options)
         if loss_or_grads is None or params is None:
             raise ValueError("Give both `loss_or_grads` and `params` to get updates, or neither")
+        params = list(params)
         return function(gradients(loss_or_grads, params), params, **options)
 
     return call
@@ -82,12 +82,11 @@ def updates_by(
         if isinstance(gradient, BlockGradient):
             of, put = gradient.of, gradient.put
             g = cast(gradient.values, param.dtype)
-            change, new = rule(of(param), g, *map(of, kept))
+            values, new = rule(of(param), g, *map(of, kept))
             new = [put(state, values) for state, values in zip(kept, new, strict=True)]
-            updates[param] = put(param, of(param) + change)
+            updates[param] = put(param, values)
         else:
-            change, new = rule(param, cast(gradient, param.dtype), *kept)
-            updates[param] = param + change
+            updates[param], new = rule(param, cast(gradient, param.dtype), *kept)
         updates.update(zip(kept, new, strict=True))
     return updates
 
@@ -133,7 +132,7 @@ def sgd(loss_or_grads: Any = None, params: Any = None, learning_rate: TensorLike
     array([ 0. , -0.1,  0. , -0.2])
     """
     rate = number(learning_rate)
-    return updates_by(lambda _, g: (-times(rate, g), []), loss_or_grads, params)
+    return updates_by(lambda old, g: (old - times(rate, g), []), loss_or_grads, params)
 
 
 @optimizer
@@ -159,9 +158,9 @@ def momentum(
     """
     rate, kept = number(learning_rate), number(momentum)
 
-    def rule(_: TensorVariable, g: TensorVariable, velocity: TensorVariable) -> tuple:
+    def rule(old: TensorVariable, g: TensorVariable, velocity: TensorVariable) -> tuple:
         velocity = times(kept, velocity) - times(rate, g)
-        return velocity, [velocity]
+        return old + velocity, [velocity]
 
     return updates_by(rule, loss_or_grads, params, "momentum.velocity")
 
@@ -189,10 +188,10 @@ def nesterov_momentum(
     """
     rate, kept = number(learning_rate), number(momentum)
 
-    def rule(_: TensorVariable, g: TensorVariable, velocity: TensorVariable) -> tuple:
+    def rule(old: TensorVariable, g: TensorVariable, velocity: TensorVariable) -> tuple:
         step = times(rate, g)
         velocity = times(kept, velocity) - step
-        return times(kept, velocity) - step, [velocity]
+        return old + times(kept, velocity) - step, [velocity]
 
     return updates_by(rule, loss_or_grads, params, "nesterov_momentum.velocity")
 
@@ -226,9 +225,9 @@ def adagrad(
     """
     rate, epsilon = number(learning_rate), number(epsilon)
 
-    def rule(_: TensorVariable, g: TensorVariable, squares: TensorVariable) -> tuple:
+    def rule(old: TensorVariable, g: TensorVariable, squares: TensorVariable) -> tuple:
         squares = squares + sqr(g)
-        return -times(rate, g) / sqrt(squares + cast(epsilon, g.dtype)), [squares]
+        return old - times(rate, g) / sqrt(squares + cast(epsilon, g.dtype)), [squares]
 
     return updates_by(rule, loss_or_grads, params, "adagrad.squares")
 
@@ -263,9 +262,9 @@ def rmsprop(
     """
     rate, kept, epsilon = number(learning_rate), number(rho), number(epsilon)
 
-    def rule(_: TensorVariable, g: TensorVariable, squares: TensorVariable) -> tuple:
+    def rule(old: TensorVariable, g: TensorVariable, squares: TensorVariable) -> tuple:
         squares = times(kept, squares) + times(1 - kept, sqr(g))
-        return -times(rate, g) / sqrt(squares + cast(epsilon, g.dtype)), [squares]
+        return old - times(rate, g) / sqrt(squares + cast(epsilon, g.dtype)), [squares]
 
     return updates_by(rule, loss_or_grads, params, "rmsprop.squares")
 
@@ -307,7 +306,7 @@ def adam(
     is seldom in use takes larger steps than if its own were counted.
     """
     moments = Moments("adam", learning_rate, beta1, beta2, epsilon)
-    return moments.updates(lambda _, change: change, loss_or_grads, params)
+    return moments.updates(lambda old, change: old + change, loss_or_grads, params)
 
 
 @optimizer
@@ -339,8 +338,8 @@ def adamw(
     Loshchilov and Hutter, "Decoupled weight decay regularization" (2017).
     """
     moments = Moments("adamw", learning_rate, beta1, beta2, epsilon)
-    decay = moments.rate * number(weight_decay)
-    return moments.updates(lambda old, change: change - times(decay, old), loss_or_grads, params)
+    left = 1 - moments.rate * number(weight_decay)
+    return moments.updates(lambda old, change: times(left, old) + change, loss_or_grads, params)
 
 
 class Moments:
@@ -356,7 +355,7 @@ class Moments:
         grads: Sequence[Gradient],
         params: Sequence[SharedVariable],
     ) -> Updates:
-        """The updates; what is added to a parameter is made of its value and Adam's change."""
+        """The updates; a new value is made of the old one and Adam's change."""
         beta1, beta2, t = self.beta1, self.beta2, self.steps + 1
         rate = self.rate * sqrt(1 - beta2**t) / (1 - beta1**t)
 

@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import NamedTuple
 
+import numpy as np
 from pytensor import scalar as ps
-from pytensor.graph.basic import Apply, Variable
+from pytensor.graph.basic import Apply, Constant, Variable
 from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.rewriting.basic import copy_stack_trace, node_rewriter
 from pytensor.tensor.math import neg, true_div
@@ -103,6 +104,7 @@ def by_the_op(
             return None
         if check_gain is not None:
             check_gain(gather, outers)
+            check_constants_name_blocks(gather)
         check_write(fgraph, node, gather)
         terms = [outer_product(gather, x) for x in terms_of(outers, gather)]
         result = base
@@ -112,6 +114,17 @@ def by_the_op(
     except (LeftAlone, IndexError, ValueError):  # of sizes or constants: raised when the graph runs
         return None
     return [node.outputs[0].type.filter_variable(result, allow_convert=True)]
+
+
+def check_constants_name_blocks(gather: Gather) -> None:
+    """Raise LeftAlone where JAX leaves out what is added, and the op raises when it is compiled."""
+    for index, blocks in zip(gather.indices, gather.array.type.shape, strict=False):
+        if isinstance(index, Constant) and not names_blocks(index.data, blocks):
+            raise LeftAlone("an index that is a constant names no block")
+
+
+def names_blocks(index: np.ndarray, blocks: int) -> bool:
+    return not index.size or (-blocks <= index.min() and index.max() < blocks)
 
 
 def check_write(fgraph: FunctionGraph, node: Apply, gather: Gather) -> None:

@@ -101,6 +101,8 @@ def gather_of(node: Apply) -> Gather:
         raise LeftAlone("what is gathered are neither rows nor matrices")
     if gather.array.type.dtype not in ("float32", "float64"):
         raise LeftAlone(f"the blocks are of dtype {gather.array.type.dtype}")
+    if 0 in gather.array.type.shape:
+        raise LeftAlone("the blocks have no elements")
     if not is_of_windows(gather):
         raise LeftAlone("the indices are none of one window, or one of each side, an example")
     return gather

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from pytensor import scalar as ps
-from pytensor.graph.basic import Apply
+from pytensor.graph.basic import Apply, Constant
 from pytensor.graph.fg import FunctionGraph
 from pytensor.tensor.basic import as_tensor_variable, cast, constant, switch
 from pytensor.tensor.elemwise import DimShuffle
@@ -155,8 +155,10 @@ def branches(node: Apply) -> tuple[TensorVariable, TensorVariable, TensorVariabl
     if not is_elementwise(node, ps.Switch) or not is_scalar(node.inputs[0]):
         return None
     condition, *chosen = node.inputs
-    dtypes = {x.dtype for x in (*chosen, node.outputs[0])}
-    return (condition, *chosen) if len(dtypes) == 1 else None
+    [out] = node.outputs
+    # A number that one writes is of the least dtype that holds it.
+    chosen = [constant(x.data.astype(out.dtype)) if isinstance(x, Constant) else x for x in chosen]
+    return (condition, *chosen) if {x.dtype for x in chosen} == {out.dtype} else None
 
 
 @dataclass(frozen=True)

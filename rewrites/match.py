@@ -28,7 +28,7 @@ def classes_in(module: ModuleType, *names: str) -> tuple[type, ...]:
 
 def sole_client(fgraph: FunctionGraph, variable: Variable) -> Apply | None:
     """The one node that uses a variable, or None if there are others."""
-    clients = fgraph.clients[variable]
+    clients = fgraph.clients.get(variable, ())  # a constant may have been made of another
     return clients[0][0] if len(clients) == 1 else None
 
 

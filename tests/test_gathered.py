@@ -266,6 +266,21 @@ def test_in_jax_an_index_out_of_range_means_what_it_did(form, index_dtype, mode,
         np.testing.assert_allclose(one, other, rtol=1e-9)
 
 
+@needs_library("JAX")
+@pytest.mark.parametrize("wrong", [99, -99])
+def test_in_jax_a_constant_out_of_range_means_what_it_did(wrong, as_if_large):
+    """Its gradient is left out, where the op would refuse the index."""
+    (x, W, *indices), inputs, _ = jax_problem(*WINDOWS["inputs, matmul"], "int64")
+    indices[0][0] = wrong
+    x_in, W_in = inputs[:2]
+    y = WINDOWS["inputs, matmul"][1](x_in, W_in[pt.constant(indices[0])])
+    gradient = pt.grad((y**2).sum(), W_in)
+    modes = get_mode("JAX"), get_mode("JAX").excluding("blocksparse")
+    functions = (pytensor.function([x_in, W_in], gradient, mode=mode) for mode in modes)
+    one, other = (function(x, W) for function in functions)
+    np.testing.assert_allclose(one, other, rtol=1e-9)
+
+
 DOTS, SUM = (FORMS["batch of rows"], FORMS["einsum"]), WINDOWS["product and sum"][1]
 
 

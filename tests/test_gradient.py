@@ -193,6 +193,7 @@ DENSE_USES = {
     "as what is added to": (
         lambda m: pytensor.grad(m.dot(m.W).sum(), m.h).sum() * (m.W - m.W).sum(), "Sub|sub"
     ),
+    "rounded": (lambda m: m.dot(m.W.astype("int64")).sum(), "Cast"),
     "of other blocks": (lambda m: m.dot(m.W.transpose(0, 1, 3, 2)).sum(), "SparseBlockGemv"),
     "as a product's factor": (
         lambda m: sparse_block_gemv(m.g, m.W, m.W[:, 0, :2], m.i[:, :1], m.j).sum(), "Subtensor"

@@ -115,6 +115,35 @@ def test_a_target_that_is_no_output(mode):
         function(target)
 
 
+def test_a_target_of_any_integers():
+    x, target, arrays = problem()
+    expected = h_softmax(x, *SIZES, *arrays, target).eval()
+    for dtype in ("uint8", "uint64", "int16"):
+        of_dtype = h_softmax(x, *SIZES, *arrays, target.astype(dtype)).eval()
+        np.testing.assert_array_equal(of_dtype, expected)
+
+
+def test_sizes_that_disagree():
+    """Above all of what has one column, which would be broadcast."""
+    x, target, (W1, b1, W2, b2) = problem()
+    for wrong, told in [
+        ((W1[:, :1], b1, W2, b2), r"W1 has the shape .*; expected \(\?, 4\)"),
+        ((W1, b1[:1], W2, b2), r"b1 has the shape \(1,\); expected \(4\)"),
+        ((W1, b1, W2[:1], b2), r"W2 has the shape .*; expected \(4, \?, 5\)"),
+        ((W1, b1, W2, b2[:, :1]), r"b2 has the shape \(4, 1\); expected \(4, 5\)"),
+    ]:
+        with pytest.raises(ValueError, match=f"h_softmax: {told}"):
+            h_softmax(x, *SIZES, *wrong, target)
+    with pytest.raises(ValueError, match="h_softmax: x has the shape"):
+        h_softmax(x[:-1], *SIZES, W1, b1, W2, b2, target)
+    unknown = pt.dmatrix("W1")
+    of_one_class = h_softmax(
+        x, BATCH, SIZE, 1, SIZE, unknown, b1[:1], W2[:1], b2[:1], target % SIZE
+    )
+    with pytest.raises(AssertionError, match="expected 1"):
+        of_one_class.eval({unknown: W1})
+
+
 def test_arguments_that_do_not_fit():
     x, target, arrays = problem()
     with pytest.raises(ValueError, match=r"h_softmax: n_outputs = 21 is more than .* = 4 \* 5"):

@@ -123,6 +123,11 @@ STEPS = {
         lambda s: s.array - pt.switch(s.k < 1, ZERO, s.lr) * plain(s),
         1,
     ),
+    "switch of the rate, by numbers as one writes them": (
+        W_SHAPE,
+        lambda s: s.array - pt.switch(s.k < 1, 0, s.lr) * plain(s),
+        1,
+    ),
     "switch of the weights": (
         W_SHAPE,
         lambda s: pt.switch(pt.isfinite(s.loss(s.array)), s.array - s.lr * plain(s), s.array),

@@ -66,6 +66,15 @@ def test_an_index_out_of_range(mode, value):
         function(TABLE, [0, 1, value])
 
 
+@pytest.mark.parametrize("is_constant", [True, False])
+def test_windows_without_places(is_constant):
+    index = np.zeros((2, 3, 0), int)
+    variable = pt.constant(index) if is_constant else pt.ltensor3("index")
+    inputs = [] if is_constant else [variable]
+    function = pytensor.function(inputs, sparse_block_take(TABLE, variable), mode="FAST_COMPILE")
+    assert function(*[index] * len(inputs)).shape == (2, 3, 0, TABLE.shape[1])
+
+
 def test_what_is_refused_when_the_graph_is_built():
     with pytest.raises(IndexError, match=r"sparse_block_take: index\[1\] = 5 .*table\.shape\[0\]"):
         sparse_block_take(TABLE, [0, ROWS])

@@ -27,6 +27,7 @@ OPTIMIZERS = {
 }
 STATES = {"sgd": 0, "adam": 2, "adamw": 2}  # of others one
 RATE = 0.05
+GRAPHS = ["FAST_COMPILE", in_python("CVM")]
 COMPILED = [pytest.param("CVM", marks=needs_compiler), "NUMBA"]
 
 
@@ -365,6 +366,25 @@ def test_wrong_params_are_told():
         updates.sgd(model.loss, [model.W * 2])
     with pytest.raises(ValueError, match="1 gradients for 2 params"):
         updates.adam([model.loss], [model.W, model.table])
+    with pytest.raises(TypeError, match="params: counts has dtype int64"):
+        updates.adam(model.loss, [pytensor.shared(np.zeros((6, 4), "int64"), "counts")])
+
+
+def test_params_of_an_iterator():
+    model = Model()
+    new = updates.adam(model.loss, iter(model.params))
+    assert set(model.params) < set(new)
+
+
+@pytest.mark.parametrize("mode", GRAPHS)
+def test_two_uses_of_which_one_has_one_block(mode):
+    table, i, j = pytensor.shared(np.ones((4, 3)), "table"), *pt.lvectors("i", "j")
+    loss = sum((sparse_block_take(table, index) ** 2).sum() for index in (i, j))
+    train = pytensor.function([i, j], updates=updates.momentum(loss, [table], 0.25), mode=mode)
+    train([0, 1], [2])
+    np.testing.assert_array_equal(table.get_value()[:, 0], [0.5, 0.5, 0.5, 1])
+    train([0], [0])
+    np.testing.assert_allclose(table.get_value()[:, 0], [-0.45, 0.5, 0.5, 1])
 
 
 def blocks_of(model):
