@@ -75,6 +75,8 @@ TESTS = {
     "extension": ["test_c_sources"],
     "tiles": ["test_jax", "test_pytorch"],
     "jax_steps": ["test_jax"],
+    "traced": ["test_jax"],
+    "lazy": ["test_package", "test_jax"],
 }
 
 # Kernels that neither the fuzz nor what is relevant to all of them calls.

@@ -316,3 +316,26 @@ def test_dtypes_are_those_that_pytensor_declares():
     out = sparse_block_gemv(o, x, h, [[0]], [[0]])
     value = pytensor.function([x], out, mode="JAX")(np.ones((1, 1, 2, 2), "float32"))
     assert (out.dtype, value.dtype) == ("float32", "float32")
+
+
+def test_in_a_scan_whose_sizes_are_known():
+    """Values and gradients are those of FAST_COMPILE; a sum over three steps of one layer."""
+    rng = np.random.default_rng(0)
+    W = pytensor.shared(rng.normal(size=(3, 3, 2, 2)), shape=(3, 3, 2, 2))
+    start, index = pt.tensor("start", shape=(4, 2, 2)), pt.tensor("i", dtype="int64", shape=(4, 2))
+    layers = pytensor.scan(
+        lambda h, W, i: pt.tanh(sparse_block_dot(W, h, i, None, i)),
+        outputs_info=[start],
+        non_sequences=[W, index],
+        n_steps=3,
+        return_updates=False,
+    )
+    loss = layers.sum()
+    outputs, values = (
+        [loss, *pt.grad(loss, [W, start])],
+        [rng.normal(size=(4, 2, 2)), [[0, -1]] * 4],
+    )
+    modes = "JAX", "FAST_COMPILE"
+    functions = (pytensor.function([start, index], outputs, mode=mode) for mode in modes)
+    for one, other in zip(*(function(*values) for function in functions), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-9)
