@@ -603,6 +603,13 @@ def test_sizes_that_disagree_are_an_error(form):
             function(rows, B, index)
 
 
+def test_blocks_that_are_known_to_have_no_elements():
+    """What PyTensor takes their shape for would be the op's."""
+    B, i, x = of(3, 0, 3), pt.tensor("i", dtype="int64", shape=(2, None)), of(2, 2, 3)
+    function = pytensor.function([B, i, x], x[:, :, None] @ B[i].mT, mode=in_python("NUMBA"))
+    assert count(function)[0] == 0
+
+
 def test_no_examples():
     arrays, inputs = problem("one")
     outputs = product_and_gradients(FORMS["einsum"], *inputs)
