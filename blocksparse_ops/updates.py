@@ -191,7 +191,7 @@ def nesterov_momentum(
     def rule(old: TensorVariable, g: TensorVariable, velocity: TensorVariable) -> tuple:
         step = times(rate, g)
         velocity = times(kept, velocity) - step
-        return old + times(kept, velocity) - step, [velocity]
+        return old + (times(kept, velocity) - step), [velocity]
 
     return updates_by(rule, loss_or_grads, params, "nesterov_momentum.velocity")
 

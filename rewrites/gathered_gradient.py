@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import NamedTuple
 
-import numpy as np
 from pytensor import scalar as ps
 from pytensor.graph.basic import Apply, Constant, Variable
 from pytensor.graph.fg import FunctionGraph
@@ -36,6 +35,7 @@ from blocksparse_ops.rewrites.gathering import (
 )
 from blocksparse_ops.rewrites.linear import minus_one, product, sizes_of
 from blocksparse_ops.rewrites.match import is_elementwise, like, register, sole_client
+from blocksparse_ops.signature import check_range
 from blocksparse_ops.zeros import is_zeros, zeros
 
 
@@ -117,14 +117,10 @@ def by_the_op(
 
 
 def check_constants_name_blocks(gather: Gather) -> None:
-    """Raise LeftAlone where JAX leaves out what is added, and the op raises when it is compiled."""
+    """Raise an IndexError where JAX leaves out what is added, and the op raises when compiled."""
     for index, blocks in zip(gather.indices, gather.array.type.shape, strict=False):
-        if isinstance(index, Constant) and not names_blocks(index.data, blocks):
-            raise LeftAlone("an index that is a constant names no block")
-
-
-def names_blocks(index: np.ndarray, blocks: int) -> bool:
-    return not index.size or (-blocks <= index.min() and index.max() < blocks)
+        if isinstance(index, Constant):
+            check_range("an index that is a constant", index.data, "the blocks", blocks)
 
 
 def check_write(fgraph: FunctionGraph, node: Apply, gather: Gather) -> None:
