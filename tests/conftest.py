@@ -1,4 +1,5 @@
 import os
+from importlib import metadata, util
 
 # A rewrite that fails is an error, and so is a shape that cannot be inferred, in doctests and in
 # programs that tests run, too: PyTensor would print it and go on. And PyTensor's C++ is compiled
@@ -7,10 +8,15 @@ flags = os.environ.get("PYTENSOR_FLAGS", "")
 os.environ["PYTENSOR_FLAGS"] = f"gcc__cxxflags=-g0,{flags},on_opt_error=raise,on_shape_error=raise"
 # Its compiler takes PyTorch seconds for each shape: test_pytorch.py turns it on for some.
 os.environ["TORCHDYNAMO_DISABLE"] = "1"
-# Of JAX most of the time is XLA's, on loops that run once.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# Of JAX most of the time is XLA's, on loops that run once, and before 0.11 half of that for fusions.
+# It stops at a flag that it does not know.
+XLA = ["xla_backend_optimization_level=0", "xla_llvm_disable_expensive_passes=true"]
+XLA += ["xla_cpu_parallel_codegen_split_count=1"]
+if util.find_spec("jax") and [int(n) for n in metadata.version("jax").split(".")[:2]] < [0, 11]:
+    XLA += ["xla_cpu_use_fusion_emitters=false"]
+os.environ.setdefault("XLA_FLAGS", " ".join(f"--{flag}" for flag in XLA))
 
-import lighter  # noqa: E402, F401
+import lighter  # noqa: E402
 from pytensor import config  # noqa: E402
 
 # All that JAX compiles is kept, as what PyTensor compiles is.
@@ -23,6 +29,23 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 LINES = config.traceback__limit
 OF_LINES = {"test_explain"}
 
+# Files of which each graph is compiled as a whole in the mode NUMBA, as users have it: what they test
+# is how our ops stand in that, what it holds, or PyTensor's own words. All others are of values.
+WHOLE = {
+    "test_benchmarks",
+    "test_by_hand",
+    "test_direct",
+    "test_examples",
+    "test_memory",
+    "test_numba",
+    "test_package",
+    "test_peak_memory",
+    "test_pymc",
+    "test_scan",
+    "test_threads",
+    "test_values",
+}
+
 # Files of few tests that take long.
 FIRST = {"test_kernel_driver", "test_numba", "test_random_graphs", "test_scan", "test_vectors"}
 
@@ -33,7 +56,9 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_runtest_setup(item):
-    config.traceback__limit = LINES if item.path.stem in OF_LINES else 0
+    stem = item.path.stem
+    lighter.in_parts(stem.startswith("test_") and stem not in WHOLE)
+    config.traceback__limit = LINES if stem in OF_LINES else 0
 
 
 def pytest_runtest_teardown():

@@ -1,8 +1,9 @@
 """Less time to compile what is PyTensor's: importing this is enough.
 
-LLVM takes as long as all the rest of Numba, and most of it for what PyTensor generates and a test
-runs once. That is hardly optimised; our kernels, whose bits and vectors are tested, are as ever.
-And of the ops that PyTensor could compile by g++, each by itself, ours alone are.
+Numba and LLVM take longer for what PyTensor generates, of which a test runs most once, than for our
+kernels. That is hardly optimised, and where `in_parts()` says so not compiled at all: our ops are
+compiled one by one, and Python runs the others. Our kernels, whose bits and vectors are tested, are
+as ever. And of the ops that PyTensor could compile by g++, each by itself, ours alone are.
 """
 
 import gc
@@ -12,8 +13,11 @@ from numba.core import codegen, config
 from numba.core.registry import cpu_target
 from pytensor.compile.builders import OpFromGraph
 from pytensor.link.c.op import COp, _NoPythonCOp
-from pytensor.link.numba.cache import CACHED_SRC_FUNCTIONS
+from pytensor.graph.op import _NoPythonOp
+from pytensor.link.numba.cache import CACHED_SRC_FUNCTIONS, compile_numba_function_src
 from pytensor.link.numba.linker import NumbaLinker
+from pytensor.link.utils import fgraph_to_python
+from pytensor.tensor.blockwise import Blockwise
 
 from blocksparse_ops.kernels.numba.compile import Unit
 
@@ -61,12 +65,71 @@ def convert_once(self, fgraph, **kwargs):
     return function, key
 
 
-convert_twice, NumbaLinker.fgraph_convert = NumbaLinker.fgraph_convert, convert_once
+def convert_parts(self, fgraph, **kwargs):
+    return fgraph_to_python(
+        fgraph, part_of, type_conversion_fn=lambda value, **_: value, fgraph_name="parts"
+    )
+
+
+def part_of(op, node=None, **kwargs):
+    core = op.core_op if isinstance(op, Blockwise) else op
+    # What is a graph itself is by now rewritten for Numba.
+    is_compiled = is_ours(core) or isinstance(op, _NoPythonOp | OpFromGraph)
+    return (compiled_part if is_compiled else python_part)(op, node)
+
+
+def compiled_part(op, node):
+    """A function that Python can call, one for all nodes that PyTensor says are compiled alike."""
+    from pytensor.link.numba.dispatch.basic import numba_funcify_and_cache_key, numba_njit
+
+    function, key = numba_funcify_and_cache_key(op, node=node)
+    alike = key, *(variable.type for variable in (*node.inputs, *node.outputs))
+    if key is not None and alike in PARTS:
+        return PARTS[alike]
+    names = ", ".join(f"x{k}" for k in range(len(node.inputs)))
+    is_kept = key is not None and pytensor.config.numba__cache
+    called = compile_numba_function_src(
+        f"def part({names}): return function({names})",
+        "part",
+        {"__name__": __name__, "function": function},
+        cache_key=f"{key}_part" if is_kept else None,
+    )
+    PARTS[alike] = numba_njit(called, final_function=True, cache=is_kept)
+    return PARTS[alike]
+
+
+PARTS = {}
+
+
+def python_part(op, node):
+    def part(*inputs):
+        storage = [[None] for _ in node.outputs]
+        op.perform(node, list(inputs), storage)
+        values = tuple(value for (value,) in storage)
+        return values if len(values) > 1 else values[0]
+
+    part.__name__ = type(op).__name__
+    return part
+
+
+def in_parts(is_on):
+    """Whether Numba compiles our ops one by one, as whole graphs else."""
+    convert, compile_whole = (
+        (convert_parts, lambda self, function: function) if is_on else (convert_once, jit_compile)
+    )
+    NumbaLinker.fgraph_convert, NumbaLinker.jit_compile = convert, compile_whole
+
+
+convert_twice, jit_compile = NumbaLinker.fgraph_convert, NumbaLinker.jit_compile
+in_parts(False)
+
+
+def is_ours(op):
+    return type(op).__module__.startswith("blocksparse_ops.")
 
 
 def make_c_thunk(self, *args, **kwargs):
-    is_ours = type(self).__module__.startswith("blocksparse_ops.")
-    if not is_ours and not isinstance(self, _NoPythonCOp):
+    if not is_ours(self) and not isinstance(self, _NoPythonCOp):
         raise NotImplementedError("run by Python in tests")
     return compiled_thunk(self, *args, **kwargs)
 

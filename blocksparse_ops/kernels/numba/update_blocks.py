@@ -128,6 +128,7 @@ def update_blocks(inputBlock, outputBlock, {", ".join(x.name for x in operands)}
 def compiled(text, rule):
     """The function of some source, with the function that the rule is."""
     names = {
+        "__name__": __name__,
         "rule": rule,
         "row_of": row_of,
         "address_of": address_of,
