@@ -41,6 +41,7 @@ WHOLE = {
     "test_package",
     "test_peak_memory",
     "test_pymc",
+    "test_pymc_example",
     "test_scan",
     "test_threads",
     "test_values",
