@@ -8,8 +8,8 @@ flags = os.environ.get("PYTENSOR_FLAGS", "")
 os.environ["PYTENSOR_FLAGS"] = f"gcc__cxxflags=-g0,{flags},on_opt_error=raise,on_shape_error=raise"
 # Its compiler takes PyTorch seconds for each shape: test_pytorch.py turns it on for some.
 os.environ["TORCHDYNAMO_DISABLE"] = "1"
-# Of JAX most of the time is XLA's, on loops that run once, and before 0.11 half of that for fusions.
-# It stops at a flag that it does not know.
+# Of JAX most of the time is XLA's, on loops that run once, and before 0.11 half of that goes into
+# fusions. XLA stops at a flag that it does not know.
 XLA = ["xla_backend_optimization_level=0", "xla_llvm_disable_expensive_passes=true"]
 XLA += ["xla_cpu_parallel_codegen_split_count=1"]
 if util.find_spec("jax") and [int(n) for n in metadata.version("jax").split(".")[:2]] < [0, 11]:
@@ -29,8 +29,8 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 LINES = config.traceback__limit
 OF_LINES = {"test_explain"}
 
-# Files of which each graph is compiled as a whole in the mode NUMBA, as users have it: what they test
-# is how our ops stand in that, what it holds, or PyTensor's own words. All others are of values.
+# Files of which Numba compiles each graph as a whole, as users have it: they test how our ops stand
+# in that, what it holds, how fast it is, or PyTensor's own words. All others are of values.
 WHOLE = {
     "test_benchmarks",
     "test_by_hand",

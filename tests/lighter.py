@@ -12,8 +12,8 @@ import pytensor
 from numba.core import codegen, config
 from numba.core.registry import cpu_target
 from pytensor.compile.builders import OpFromGraph
-from pytensor.link.c.op import COp, _NoPythonCOp
 from pytensor.graph.op import _NoPythonOp
+from pytensor.link.c.op import COp, _NoPythonCOp
 from pytensor.link.numba.cache import CACHED_SRC_FUNCTIONS, compile_numba_function_src
 from pytensor.link.numba.linker import NumbaLinker
 from pytensor.link.utils import fgraph_to_python
