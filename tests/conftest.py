@@ -47,6 +47,9 @@ WHOLE = {
     "test_values",
 }
 
+# Where the environment asks for it, those of values are compiled alike.
+ALL_WHOLE = os.environ.get("BLOCKSPARSE_WHOLE_GRAPHS") == "1"
+
 # Files of few tests that take long.
 FIRST = {"test_kernel_driver", "test_numba", "test_random_graphs", "test_scan", "test_vectors"}
 
@@ -58,7 +61,7 @@ def pytest_collection_modifyitems(items):
 
 def pytest_runtest_setup(item):
     stem = item.path.stem
-    lighter.in_parts(stem.startswith("test_") and stem not in WHOLE)
+    lighter.in_parts(stem.startswith("test_") and stem not in WHOLE and not ALL_WHOLE)
     config.traceback__limit = LINES if stem in OF_LINES else 0
 
 
