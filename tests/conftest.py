@@ -43,6 +43,7 @@ WHOLE = {
     "test_pymc",
     "test_pymc_example",
     "test_scan",
+    "test_softmax",
     "test_threads",
     "test_values",
 }
