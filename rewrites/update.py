@@ -215,11 +215,14 @@ class LinearForm:
         return terms if rests[0] == rests[1] else None
 
     def can_open(self, variable: TensorVariable, place: Place) -> bool:
+        node = variable.owner
         return (
-            variable.owner is not None
+            node is not None
             and fits(variable, self.total, place)
             and sole_client(self.fgraph, variable) is not None
-            and bool(terms_below(variable.owner))
+            # An outer adds to what has its own dtype.
+            and (variable.dtype == self.top.dtype or not isinstance(node.op, SparseBlockOuter))
+            and bool(terms_below(node))
         )
 
     def is_worth_opening(self, variable: TensorVariable, place: Place) -> bool:
@@ -238,7 +241,7 @@ class LinearForm:
             return False
         node = variable.owner
         if isinstance(node.op, SparseBlockOuter) and is_zeros(node.inputs[0]):
-            return variable.dtype == self.top.dtype
+            return True
         return any(self.holds_outer(t.variable, place.below(t.step)) for t in terms_below(node))
 
     def has_outer(self, node: Apply) -> bool:

@@ -469,6 +469,20 @@ def test_each_rewrite_can_be_excluded(excluded):
     np.testing.assert_allclose(step.W.get_value(), expected[0], rtol=1e-12, atol=1e-12)
 
 
+def test_an_outer_of_a_higher_precision_in_between():
+    """It adds to its own dtype alone, though the sum above has that of the outer below."""
+    step = Step("float32")
+    y, inputs = step.dots[0], step.dots[0].owner.inputs
+    wider = sparse_block_outer(
+        (step.W - step.lr * step.g).astype("float64"), inputs[2].astype("float64"), y, *inputs[3:]
+    )
+    new = step.n * step.V + wider.astype("float32")
+    expected = step.expected([(step.W, new)])
+    function = step.compile([(step.W, new)], in_python("NUMBA"))
+    function(*step.values)
+    np.testing.assert_allclose(step.W.get_value(), expected[0], rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_sizes_that_a_dense_sum_would_have_refused(mode):
     """Momentum of another shape than the weights: merged, the sum checks what it checked."""
