@@ -98,7 +98,8 @@ class UpdateBlocks(COp):
         return [result for [result] in storage]
 
     def c_compile_args(self, **kwargs: Any) -> list[str]:
-        return ["-fno-math-errno"]  # which keeps roots out of vectors
+        # Debugging information takes long to compile, and errno keeps roots out of vectors.
+        return ["-g0", "-fno-math-errno"]
 
     def c_support_code(self, **kwargs: Any) -> str:
         return self.rule.c_support_code(**kwargs)

@@ -12,12 +12,16 @@ import pytensor
 from numba.core import codegen, config
 from numba.core.registry import cpu_target
 from pytensor.compile.builders import OpFromGraph
+from pytensor.compile.mode import Mode
 from pytensor.graph.op import _NoPythonOp
-from pytensor.link.c.op import COp, _NoPythonCOp
+from pytensor.graph.rewriting.db import RewriteDatabaseQuery
+from pytensor.link.c.op import COp, ExternalCOp, _NoPythonCOp
 from pytensor.link.numba.cache import CACHED_SRC_FUNCTIONS, compile_numba_function_src
 from pytensor.link.numba.linker import NumbaLinker
 from pytensor.link.utils import fgraph_to_python
+from pytensor.link.vm import VMLinker
 from pytensor.tensor.blockwise import Blockwise
+from pytensor.tensor.variable import TensorConstant
 
 from blocksparse_ops.kernels.numba.compile import Unit
 
@@ -139,11 +143,51 @@ compiled_thunk, COp.make_c_thunk = COp.make_c_thunk, make_c_thunk
 
 def fn_in_python(self):
     """What an op that is a graph runs, where it is not inlined: in the default mode, Numba's."""
-    with pytensor.config.change_flags(mode="FAST_COMPILE"):
+    with pytensor.config.change_flags(mode=AS_IT_STANDS):
         return compiled_fn.fget(self)
 
 
+AS_IT_STANDS = Mode(VMLinker(use_cloop=False, c_thunks=False), None)
 compiled_fn, OpFromGraph.fn = OpFromGraph.fn, property(fn_in_python)
+
+def optimizer_once(self):
+    """Rewriters by what they are asked for, which keep what they found out about classes of ops."""
+    query = self._optimizer
+    if not isinstance(query, RewriteDatabaseQuery) or query.subquery or query.extra_rewrites:
+        return queried.fget(self)
+    name = str(query)
+    if name not in OPTIMIZERS:
+        OPTIMIZERS[name] = queried.fget(self)
+    return OPTIMIZERS[name]
+
+
+OPTIMIZERS = {}
+queried, Mode.optimizer = Mode.optimizer, property(optimizer_once)
+
+
+def load_once(self, func_files):
+    """The C++ code of an op, which PyTensor reads from its file for each that is made."""
+    read_by = (type(self), *func_files)
+    if read_by not in CODE:
+        load_c_code(self, func_files)
+        CODE[read_by] = self.func_codes, self.code_sections
+    self.func_codes, self.code_sections = CODE[read_by]
+
+
+CODE = {}
+load_c_code, ExternalCOp.load_c_code = ExternalCOp.load_c_code, load_once
+
+
+def sign_once(self):
+    """What a constant is compared by: PyTensor looks for NaN in it for each comparison."""
+    if self.data.size != 1:
+        return sign(self)
+    if not hasattr(self, "signature_in_tests"):
+        self.signature_in_tests = sign(self)
+    return self.signature_in_tests
+
+
+sign, TensorConstant.signature = TensorConstant.signature, sign_once
 
 # A compiler makes many objects and few cycles: to look for these takes a tenth of its time.
 gc.set_threshold(100_000, 20, 50)

@@ -14,6 +14,7 @@ import traceback
 from contextlib import contextmanager
 from dataclasses import astuple
 
+import lighter  # noqa: F401
 import numpy as np
 import pytensor
 import pytensor.tensor as pt

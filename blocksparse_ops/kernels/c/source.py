@@ -11,8 +11,8 @@ from blocksparse_ops.kernels import thresholds
 from blocksparse_ops.kernels.c.extension import DIRECT, PADDED, SCALARS, SORTED
 from blocksparse_ops.kernels.thresholds import DIRECT_ELEMENTS, DIRECT_THICKNESS
 
-# PyTensor asks for debugging information, which takes a call longer to compile than all else.
-COMPILE_ARGS = ("-g0",)
+# PyTensor asks for debugging information and -O3, which take a call longer to compile than all else.
+COMPILE_ARGS = ("-g0", "-O1")
 
 CALL = "bool (*)(PyArrayObject* const*, PyArrayObject**, bool, void* const*, const npy_int64*)"
 
