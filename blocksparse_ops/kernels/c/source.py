@@ -11,7 +11,7 @@ from blocksparse_ops.kernels import thresholds
 from blocksparse_ops.kernels.c.extension import DIRECT, PADDED, SCALARS, SORTED
 from blocksparse_ops.kernels.thresholds import DIRECT_ELEMENTS, DIRECT_THICKNESS
 
-# PyTensor asks for debugging information and -O3, which take a call longer to compile than all else.
+# PyTensor asks for debugging information and -O3, which a call takes longer for than for all else.
 COMPILE_ARGS = ("-g0", "-O1")
 
 CALL = "bool (*)(PyArrayObject* const*, PyArrayObject**, bool, void* const*, const npy_int64*)"
