@@ -150,6 +150,7 @@ def fn_in_python(self):
 AS_IT_STANDS = Mode(VMLinker(use_cloop=False, c_thunks=False), None)
 compiled_fn, OpFromGraph.fn = OpFromGraph.fn, property(fn_in_python)
 
+
 def optimizer_once(self):
     """Rewriters by what they are asked for, which keep what they found out about classes of ops."""
     query = self._optimizer
