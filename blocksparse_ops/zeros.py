@@ -9,10 +9,15 @@ from pytensor.graph.basic import Apply, Variable
 from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.replace import _vectorize_node
 from pytensor.link.c.op import COp
-from pytensor.tensor.basic import Alloc, constant, get_underlying_scalar_constant_value
+from pytensor.tensor.basic import (
+    Alloc,
+    as_tensor_variable,
+    constant,
+    get_underlying_scalar_constant_value,
+)
 from pytensor.tensor.blockwise import vectorize_node_fallback
 from pytensor.tensor.subtensor import Subtensor, get_idx_list
-from pytensor.tensor.type import lscalar
+from pytensor.tensor.type import TensorType, integer_dtypes, lscalar
 from pytensor.tensor.variable import TensorVariable
 
 from blocksparse_ops.arguments import TensorLike, TensorOp
@@ -23,7 +28,25 @@ def c_numbers(scalars: Iterable[str]) -> str:
     return ", ".join(f"*static_cast<dtype_{x}*>(PyArray_DATA({x}))" for x in scalars)
 
 
-class BlockZeros(TensorOp, Alloc):
+class Allocation(TensorOp, Alloc):
+    """A number at each place.
+
+    `Alloc` rewrites the graph of the sizes to find what is known of them, which takes as long as
+    all else of a gradient together.
+    """
+
+    def make_node(self, value: TensorLike, *sizes: TensorLike) -> Apply:
+        number = as_tensor_variable(value)
+        variables = [as_tensor_variable(size, ndim=0) for size in sizes]
+        is_repeated = number.type.ndim <= len(sizes) and all(number.type.broadcastable)
+        if not is_repeated or any(size.dtype not in integer_dtypes for size in variables):
+            return super().make_node(number, *variables)
+        known = [known_value(size) for size in variables]
+        shape = tuple(None if size is None else int(size) for size in known)
+        return Apply(self, [number, *variables], [TensorType(number.dtype, shape)()])
+
+
+class BlockZeros(Allocation):
     """Zeros that are allocated at each call, even if their shape is known.
 
     PyTensor folds an `Alloc` of constant shape into a constant. A gradient's zeros are as large
@@ -116,7 +139,7 @@ class RepeatedZero(TensorOp, COp):
         return (1,)
 
 
-class BlockFull(TensorOp, Alloc):
+class BlockFull(Allocation):
     """A value at each place, of sizes that are read off arrays where those of `BlockZeros` are."""
 
 

@@ -36,7 +36,7 @@ from blocksparse_ops import (
 from blocksparse_ops.bias import CheckedColumns
 from blocksparse_ops.gradient import SparseBlockGradient
 from blocksparse_ops.part import SparseBlockOuterInPart
-from blocksparse_ops.zeros import BlockFull, BlockZeros
+from blocksparse_ops.zeros import BlockFull, BlockZeros, full, zeros
 
 SIZES = Sizes(iBlocks=3, oBlocks=4, iSize=5, oSize=6, iWin=2, oWin=3, batch=7)
 
@@ -216,6 +216,15 @@ def test_debug_mode_on_dot_and_its_gradients():
         [*inputs.values(), cotangent], [out, *gradients], mode="DEBUG_MODE"
     )
     function(*arrays.values(), oracle.dot(**arrays)[0].astype("float64"))
+
+
+@pytest.mark.parametrize("allocate", [zeros, lambda sizes, dtype: full(sizes, 1.0, dtype)])
+def test_what_is_known_of_an_allocation(allocate):
+    x, n = pt.tensor("x", dtype="float64", shape=(3, None)), pt.lscalar("n")
+    allocated = allocate((2, n, x.shape[0], x.shape[1], x.shape[0] * 2), "float32")
+    assert allocated.type == pt.TensorType("float32", (2, None, 3, None, 6))
+    with pytest.raises(TypeError, match="integers"):
+        allocate((2, pt.scalar("length", dtype="float64")), "float32")
 
 
 @pytest.mark.parametrize("iBlocks", [1, 3])
