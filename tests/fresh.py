@@ -1,6 +1,7 @@
 """Processes in which nothing has run yet, that take no time to import what they need."""
 
 import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 
 # A server that has imported these and run nothing forks each of them, where a system can fork.
 METHODS = multiprocessing.get_all_start_methods()
@@ -10,8 +11,6 @@ if "forkserver" in METHODS:
 
 
 def in_a_fresh_process(function, *arguments):
-    """Call a function of a module there, and fail if it does."""
-    process = CONTEXT.Process(target=function, args=arguments)
-    process.start()
-    process.join()
-    assert process.exitcode == 0
+    """What a function of a module returns there, or raises."""
+    with ProcessPoolExecutor(1, mp_context=CONTEXT) as pool:
+        return pool.submit(function, *arguments).result()

@@ -1,9 +1,7 @@
 """Weights are never copied whole, nor embedded in compiled code."""
 
 import gc
-import json
 import resource
-import subprocess
 import sys
 from contextlib import nullcontext
 
@@ -13,6 +11,7 @@ import pytensor
 import pytensor.tensor as pt
 import pytest
 from cases import Draw, Sizes, needs_compiler, symbols
+from fresh import in_a_fresh_process
 
 from blocksparse_ops import sparse_block_dot
 
@@ -52,22 +51,18 @@ def growth(mode, mebibytes, static):
     return compiled, peak() - before
 
 
-if __name__ == "__main__":
-    import lighter  # noqa: F401
-
-    mode, static = sys.argv[1:]
+def growth_by_large_weights(mode, static):
     # Takes what compiling does, and leaves far less than a copy of the large one would take.
-    growth(mode, 1, static == "static")
-    sys.stdout.write(json.dumps(growth(mode, 1024, static == "static")))
+    growth(mode, 1, static)
+    return growth(mode, 1024, static)
 
 
-@pytest.mark.parametrize("static", ["static", "dynamic"])
+@pytest.mark.parametrize("static", [True, False], ids=["static", "dynamic"])
 @pytest.mark.parametrize("mode", MODES)
 def test_large_weights_are_not_copied(mode, static):
     """1 GiB of shared weights adds less than 100 MiB to the peak that 1 MiB has left."""
-    command = [sys.executable, __file__, mode, static]
-    run = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert (np.array(json.loads(run.stdout)) / MIB < 100).all()
+    growths = in_a_fresh_process(growth_by_large_weights, mode, static)
+    assert (np.array(growths) / MIB < 100).all()
 
 
 def references_kept(function, arrays, calls, error=None):

@@ -1,8 +1,6 @@
 """Blocks are never held for each example: array libraries hold those of a step, others none."""
 
 import resource
-import subprocess
-import sys
 from dataclasses import replace
 from functools import cache
 
@@ -11,6 +9,7 @@ import pytensor
 import pytensor.tensor as pt
 import pytest
 from cases import LIBRARIES, Draw, Sizes, needs_library, symbols
+from fresh import in_a_fresh_process
 from test_gathered import (
     BATCH,
     COLUMNS,
@@ -87,12 +86,10 @@ def growth_of_gathered_in_jax(mode, batch):
     return peak() - before
 
 
-if __name__ == "__main__":
-    name, mode = sys.argv[1:]
-    growth_of = globals()[name]
+def growth_by_a_batch(growth_of, mode):
     # One example takes what importing and compiling do, and leaves little.
     growth_of(mode, 1)
-    sys.stdout.write(str(growth_of(mode, SIZES.batch)))
+    return growth_of(mode, SIZES.batch)
 
 
 @pytest.mark.parametrize(
@@ -110,6 +107,4 @@ def test_blocks_in_use_are_not_gathered_at_once(growth_of, mode, most):
     """
     s = SIZES
     assert s.batch * s.iWin * s.oWin * s.iSize * s.oSize * 4 == 1024 * MIB
-    command = [sys.executable, __file__, growth_of.__name__, mode]
-    run = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert int(run.stdout) < most * MIB
+    assert in_a_fresh_process(growth_by_a_batch, growth_of, mode) < most * MIB
