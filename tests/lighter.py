@@ -3,7 +3,8 @@
 Numba and LLVM take longer for what PyTensor generates, of which a test runs most once, than for our
 kernels. That is hardly optimised, and where `in_parts()` says so not compiled at all: our ops are
 compiled one by one, and Python runs the others. Our kernels, whose bits and vectors are tested, are
-as ever. And of the ops that PyTensor could compile by g++, each by itself, ours alone are.
+as ever. And of the ops that PyTensor could compile by g++, each by itself, ours alone are. What
+rewriting finds out anew for each graph, node or comparison is kept.
 """
 
 import gc
