@@ -148,7 +148,9 @@ def fn_in_python(self):
         return compiled_fn.fget(self)
 
 
-AS_IT_STANDS = Mode(VMLinker(use_cloop=False, c_thunks=False), None)
+# Runs graphs in Python, and leaves out what is not chosen.
+IN_PYTHON = VMLinker(use_cloop=False, c_thunks=False)
+AS_IT_STANDS = Mode(IN_PYTHON, None)
 compiled_fn, OpFromGraph.fn = OpFromGraph.fn, property(fn_in_python)
 
 

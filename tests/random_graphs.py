@@ -14,17 +14,16 @@ import traceback
 from contextlib import contextmanager
 from dataclasses import astuple
 
-import lighter  # noqa: F401
 import numpy as np
 import pytensor
 import pytensor.tensor as pt
 from cases import Draw, Sizes
+from lighter import AS_IT_STANDS, IN_PYTHON
 from pytensor.compile import optdb
 from pytensor.compile.builders import OpFromGraph
 from pytensor.compile.mode import Mode
 from pytensor.graph.traversal import ancestors
 from pytensor.ifelse import ifelse
-from pytensor.link.vm import VMLinker
 
 from blocksparse_ops import (
     SparseBlockGemv,
@@ -35,15 +34,11 @@ from blocksparse_ops import (
 )
 from blocksparse_ops.zeros import zeros_like
 
-# Runs graphs in Python, and leaves out what is not chosen.
-IN_PYTHON = VMLinker(use_cloop=False, c_thunks=False)
-
 # One of PyTensor's own rewrites fails in 3.0 where what it adds is broadcast, and another where an
 # einsum of windows is differentiated twice.
 REWRITTEN = Mode(IN_PYTHON, "fast_run").excluding("local_add_of_sparse_write")
 PYTENSORS = REWRITTEN.excluding("blocksparse")  # what fails by these alone is not ours
 COMPILES_EINSUMS = not pytensor.__version__.startswith("3.0.")
-AS_IT_STANDS = Mode(IN_PYTHON, None)
 
 # Of every fourth graph one of the package's rewriters is left out, in turn.
 REWRITERS = sorted(rewriter.name for rewriter in optdb.__db__["blocksparse"])
