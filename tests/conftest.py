@@ -17,6 +17,7 @@ if util.find_spec("jax") and [int(n) for n in metadata.version("jax").split(".")
 os.environ.setdefault("XLA_FLAGS", " ".join(f"--{flag}" for flag in XLA))
 
 import lighter  # noqa: E402
+import pytest  # noqa: E402
 from pytensor import config  # noqa: E402
 
 # All that JAX compiles is kept, as what PyTensor compiles is.
@@ -55,9 +56,26 @@ ALL_WHOLE = os.environ.get("BLOCKSPARSE_WHOLE_GRAPHS") == "1"
 FIRST = {"test_kernel_driver", "test_numba", "test_random_graphs", "test_scan", "test_vectors"}
 
 
-def pytest_collection_modifyitems(items):
+def pytest_addoption(parser):
+    parser.addoption(
+        "--campaigns", action="store_true", help="campaigns as long as CI runs them, not in short"
+    )
+
+
+@pytest.fixture(scope="session")
+def in_campaign(request):
+    """What chooses between a number of problems and the greater one of a campaign."""
+    is_long = request.config.getoption("--campaigns")
+    return lambda short, long: long if is_long else short
+
+
+def pytest_collection_modifyitems(config, items):
     """Have no long file come last, when all other processes are done."""
     items.sort(key=lambda item: item.path.stem not in FIRST)
+    if not config.getoption("--campaigns"):
+        for item in items:
+            if item.get_closest_marker("campaign"):
+                item.add_marker(pytest.mark.skip(reason="a campaign: runs with --campaigns"))
 
 
 def pytest_runtest_setup(item):

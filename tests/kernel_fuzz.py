@@ -39,20 +39,21 @@ def build_for(machine):
 
 
 def compiled(path, compiler, *flags):
+    """What the compiler makes of a source file, unless it made it before."""
     command = [compiler, *extension.COMPILE_ARGS, "-g1", "-pthread", f"-I{HEADERS}", *flags]
     sources = [path, *path.parent.glob("kernel_*pp"), *HEADERS.iterdir()]
     about = (command, [source.read_bytes() for source in sources if source.is_file()])
     name = sha256(repr(about).encode()).hexdigest()[:32]
-    executable = Path(config.compiledir, f"{path.stem}_{name}")
-    if not executable.exists():
+    made = Path(config.compiledir, f"{path.stem}_{name}")
+    if not made.exists():
         # Compiled beside it, and moved as a whole.
-        unfinished = executable.with_suffix(f".{os.getpid()}")
+        unfinished = made.with_suffix(f".{os.getpid()}")
         run = subprocess.run(
             [*command, str(path), "-o", str(unfinished)], capture_output=True, text=True
         )
         assert run.returncode == 0, run.stderr
-        unfinished.replace(executable)
-    return executable
+        unfinished.replace(made)
+    return made
 
 
 def command_of(executable, sanitizer, *arguments):

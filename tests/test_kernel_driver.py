@@ -24,7 +24,15 @@ def run(vectors, sanitizer, *arguments):
     return ran.stdout
 
 
-@pytest.fixture(scope="module", params=SANITIZERS if IS_X86 else [None])
+def widths():
+    """The narrowest vectors and all that is undefined; as a campaign the wider ones, too."""
+    if not IS_X86:
+        return [None]
+    narrowest, *wider = SANITIZERS
+    return [narrowest, *(pytest.param(width, marks=pytest.mark.campaign) for width in wider)]
+
+
+@pytest.fixture(scope="module", params=widths())
 def vectors(request, tmp_path_factory):
     """A width of vectors that this processor has."""
     if IS_X86:
@@ -35,22 +43,25 @@ def vectors(request, tmp_path_factory):
     return request.param
 
 
-def test_values_bits_and_faults(vectors):
-    shown = run(vectors, SANITIZERS.get(vectors, "address,undefined"), "--problems", "400")
-    assert "400 problems" in shown
+def test_values_bits_and_faults(vectors, in_campaign):
+    problems = in_campaign("100", "400")
+    shown = run(vectors, SANITIZERS.get(vectors, "address,undefined"), "--problems", problems)
+    assert f"{problems} problems" in shown
     assert "error / bound" in shown
 
 
-def test_an_allocation_that_fails_leaves_nothing(vectors):
+def test_an_allocation_that_fails_leaves_nothing(vectors, in_campaign):
     sanitizer = SANITIZERS.get(vectors, "address,undefined")
-    run(vectors, sanitizer, "--problems", "100", "--fail-allocations")
+    run(vectors, sanitizer, "--problems", in_campaign("25", "100"), "--fail-allocations")
 
 
+@pytest.mark.campaign
 @pytest.mark.skipif(shutil.which("setarch") is None, reason="needs setarch")
 def test_no_data_races():
     run(None, "thread", "--problems", "100")
 
 
+@pytest.mark.campaign
 @pytest.mark.skipif(shutil.which("qemu-aarch64") is None, reason="needs qemu-aarch64")
 @pytest.mark.skipif(shutil.which("aarch64-linux-gnu-g++") is None, reason="needs a cross compiler")
 def test_on_another_machine():

@@ -23,13 +23,13 @@ def fuzz(problems, *arguments):
     return run.stdout
 
 
-def test_random_problems():
-    fuzz("400")
+def test_random_problems(in_campaign):
+    fuzz(in_campaign("100", "400"))
 
 
-def test_an_allocation_that_fails_leaves_nothing_written():
+def test_an_allocation_that_fails_leaves_nothing_written(in_campaign):
     pytest.importorskip("_testcapi")
-    assert "allocations failed" in fuzz("100", "--fail-allocations")
+    assert "allocations failed" in fuzz(in_campaign("25", "100"), "--fail-allocations")
 
 
 def test_a_failure_prints_the_command_that_repeats_it(tmp_path):

@@ -51,6 +51,7 @@ if __name__ == "__main__":
     check_random_problems(dtype)
 
 
+@pytest.mark.campaign
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="names x86 features")
 @pytest.mark.parametrize("width", WIDTHS)
 def test_random_problems(width):
