@@ -58,7 +58,10 @@ optimise(*HARDLY)
 
 
 def convert_once(self, fgraph, **kwargs):
-    """PyTensor compiles the function of a graph, and once more in a function that calls it only."""
+    """PyTensor compiles the function of a graph, and once more in a function that calls it only.
+
+    And it names what it puts on the disk after a temporary file, so that no process finds it again.
+    """
     if not pytensor.config.numba__cache:
         return convert_twice(self, fgraph, **kwargs)
     # Imported when PyTensor does, which is tested.
@@ -67,6 +70,8 @@ def convert_once(self, fgraph, **kwargs):
     function, key = numba_funcify_and_cache_key(fgraph, **kwargs)
     if key is not None:
         CACHED_SRC_FUNCTIONS[function.py_func] = f"{key}_in_tests"
+        code = function.py_func.__code__
+        function.py_func.__code__ = code.replace(co_filename=f"<{code.co_name}>")
     return function, key
 
 
