@@ -213,8 +213,13 @@ class Place:
 
 
 def step_key(step: Apply) -> tuple:
+    """Equal for nodes that put terms of the same shape into the same place."""
     if isinstance(step.op, IncSubtensor):  # whether it adds or writes
         return Subtensor(step.op.idx_list), *step.inputs[2:]
+    if isinstance(step.op, Reshape):
+        [term, shape] = step.inputs
+        # Of terms whose sizes are not known each is taken for one of a shape of its own.
+        return step.op, shape, term if None in term.type.shape else term.type.shape
     return step.op, *step.inputs[1:]
 
 

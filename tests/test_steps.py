@@ -113,6 +113,16 @@ STEPS = {
         lambda s: step_of(s, s.array[:300].reshape(W_SHAPE), s.array[300:].reshape(W_SHAPE)),
         2,
     ),
+    "a flat vector in two shapes": (
+        (144,),
+        lambda s: step_of(s, s.array.reshape((2, 6, 4, 3)), s.array.reshape((3, 4, 4, 3))),
+        2,
+    ),
+    "a flat vector in shapes that are not known": (
+        (144,),
+        lambda s: step_of(s, *(s.array.reshape((s.k + n, -1, 4, 3)) for n in (1, 2))),
+        2,
+    ),
     "switch of the rate, by the loss": (
         W_SHAPE,
         lambda s: s.array - pt.switch(pt.isfinite(s.loss(s.array)), s.lr, ZERO) * plain(s),
@@ -208,6 +218,16 @@ DENSE = {
     "a norm of each column": (
         W_SHAPE,
         lambda s: s.array - s.lr * plain(s) / pt.sqrt((plain(s) ** 2).sum(axis=2, keepdims=True)),
+    ),
+    "a norm in two shapes": (
+        (144,),
+        lambda s: clipped(
+            s, s.gradient(s.array.reshape((2, 6, 4, 3)), s.array.reshape((3, 4, 4, 3)))
+        ),
+    ),
+    "a norm in shapes that are not known": (
+        (144,),
+        lambda s: clipped(s, s.gradient(*(s.array.reshape((s.k + n, -1, 4, 3)) for n in (1, 2)))),
     ),
     "a norm of what is no gradient": (
         W_SHAPE,
