@@ -44,7 +44,6 @@ WHOLE = {
     "test_pymc",
     "test_pymc_example",
     "test_scan",
-    "test_softmax",
     "test_threads",
     "test_values",
 }
@@ -52,8 +51,8 @@ WHOLE = {
 # Where the environment asks for it, those of values are compiled alike.
 ALL_WHOLE = os.environ.get("BLOCKSPARSE_WHOLE_GRAPHS") == "1"
 
-# Files of few tests that take long.
-FIRST = {"test_kernel_driver", "test_numba", "test_random_graphs", "test_scan", "test_vectors"}
+# Files that take long.
+FIRST = {"test_kernel_driver", "test_numba", "test_updates", "test_values", "test_vectors"}
 
 
 def pytest_addoption(parser):
