@@ -12,8 +12,10 @@ from pytensor import scalar as ps
 from pytensor.graph.basic import Apply, Constant, Variable
 from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.rewriting.basic import copy_stack_trace, node_rewriter
+from pytensor.tensor.basic import cast
 from pytensor.tensor.math import neg, true_div
 from pytensor.tensor.shape import SpecifyShape
+from pytensor.tensor.type import continuous_dtypes, discrete_dtypes
 from pytensor.tensor.variable import TensorVariable
 
 from blocksparse_ops.ops import sparse_block_outer
@@ -53,6 +55,15 @@ class Factors(NamedTuple):
 
     def with_axes(self, order: Sequence[int]) -> "Factors":
         return Factors(*([with_axes(x, order) for x in part] for part in self))
+
+    def of_dtype(self, dtype: str) -> "Factors":
+        """Integers among factors of floats, which by themselves would overflow."""
+        if dtype not in continuous_dtypes:
+            return self
+        floats = (
+            [x if x.dtype in continuous_dtypes else cast(x, dtype) for x in part] for part in self
+        )
+        return Factors(*floats)
 
     def differ_along(self, axis: int) -> bool:
         return any(differs_along(x, axis) for x in chain(*self))
@@ -161,11 +172,14 @@ def terms_of(outers: TensorVariable, gather: Gather) -> list[Factors]:
         terms = terms_of(node.inputs[0], gather)
         return [factors.with_axes(node.op.new_order) for factors in terms]
     if not is_elementwise(node, ps.Add, ps.Sub):
-        return [factors_of(outers, range(gather.places, gather.ndim))]
+        factors = factors_of(outers, range(gather.places, gather.ndim))
+        return [factors.of_dtype(gather.array.dtype)]
     if not all(like(x, outers) for x in node.inputs):
         raise LeftAlone("a term of what is added is cast or repeated")
     parts = [terms_of(x, gather) for x in node.inputs]
     if is_elementwise(node, ps.Sub):
+        if any(x.dtype != outers.dtype for (x, *_), _ in parts[1] if x.dtype in discrete_dtypes):
+            raise LeftAlone("what is subtracted cannot be negative")
         parts[1] = [Factors([neg(x), *others], below) for (x, *others), below in parts[1]]
     return list(chain(*parts))
 

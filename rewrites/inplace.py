@@ -50,24 +50,23 @@ def local_inplace_sparse_block_outer_in_part(
     if write is None:
         return None
     read, *below = nodes_below(fgraph, node)
-    downs = [n for n in below if isinstance(n.op, DimShuffle | Reshape)]
     whole = write.inputs[0]
     is_same_part = step_key(write) == (read.op, *read.inputs[1:]) and read.inputs[0] is whole
-    if not is_same_part or not are_inverse(ups, downs):
+    if not is_same_part or not are_undone(below, ups):
         return None
-    is_reshaped = any(isinstance(view.op, Reshape) for view in downs)
-    shape = [cast(view.inputs[1], "int64") for view in downs if is_reshaped]
-    checks: list[Apply] = []
+    shape = [cast(n.inputs[1], "int64") for n in below if isinstance(n.op, Reshape)]
+    steps: list[Apply] = []
     for n in below:
-        if isinstance(n.op, SpecifyShape):
-            checks.append(n)
-        elif isinstance(n.op, SparseBlockOuter):
-            part = read.op(whole, *read.inputs[1:])
-            for view in () if is_reshaped else (*downs, *checks):
-                part = view.op(part, *view.inputs[1:])
-            whole = SparseBlockOuterInPart(n.op.padding_idx)(whole, part, *n.inputs[1:], *shape)
-            copy_stack_trace([n.outputs[0], write.outputs[0]], whole)
-            checks = []
+        if not isinstance(n.op, SparseBlockOuter):
+            steps.append(n)
+            continue
+        part = read.op(whole, *read.inputs[1:])
+        for step in () if shape else steps:
+            part = step.op(part, *step.inputs[1:])
+        whole = SparseBlockOuterInPart(n.op.padding_idx)(whole, part, *n.inputs[1:], *shape)
+        copy_stack_trace([n.outputs[0], write.outputs[0]], whole)
+        # What was checked is so in the same part.
+        steps = [step for step in steps if isinstance(step.op, DimShuffle)]
     return {write.outputs[0]: whole}
 
 
@@ -101,17 +100,22 @@ def nodes_below(fgraph: FunctionGraph, node: Apply) -> list[Apply]:
     return nodes
 
 
-def are_inverse(ups: list[Apply], downs: list[Apply]) -> bool:
-    """Whether views give back what others were made of."""
-    if len(ups) != len(downs) or len(ups) > 1:
-        return False
-    if not ups:
-        return True
-    [up], [down] = ups, downs
-    if isinstance(up.op, Reshape) or isinstance(down.op, Reshape):
-        return type(up.op) is type(down.op)
-    order = [down.op.new_order[axis] if axis != "x" else axis for axis in up.op.new_order]
-    return order == list(range(down.inputs[0].type.ndim))
+def are_undone(below: list[Apply], ups: list[Apply]) -> bool:
+    """Whether views above outers give back what those below and between them are views of.
+
+    Of a part that is reshaped all outers lie in that one shape, which nothing else checks.
+    """
+    views = [n for n in below if not isinstance(n.op, SparseBlockOuter | SpecifyShape)]
+    if any(isinstance(view.op, Reshape) for view in (*views, *ups)):
+        others = [n for n in below if not isinstance(n.op, SparseBlockOuter)]
+        is_alone = len(ups) == 1 and others == views[:1] and below[0] is views[0]
+        return is_alone and all(isinstance(view.op, Reshape) for view in (*views, *ups))
+    axes: list[int | str] = []
+    ndim = views[0].inputs[0].type.ndim if views else 0
+    axes = list(range(ndim))
+    for view in (*views, *ups):
+        axes = [axis if axis == "x" else axes[axis] for axis in view.op.new_order]
+    return axes == list(range(ndim))
 
 
 # The first before 50.1, where PyTensor writes into parts in place.

@@ -209,7 +209,7 @@ class Place:
             return term
         step, below = self.steps[0], Place(self.steps[1:])
         part = read_step(fgraph, step, total) if total is not None and below.is_part else None
-        return write_step(step, total, below.write(fgraph, part, term))
+        return write_step(fgraph, step, total, below.write(fgraph, part, term))
 
 
 def step_key(step: Apply) -> tuple:
@@ -229,7 +229,7 @@ def read_part(step: Apply, whole: TensorVariable) -> TensorVariable:
 
 def read_step(fgraph: FunctionGraph, step: Apply, total: TensorVariable) -> TensorVariable:
     """The inverse of `write_step`."""
-    if total.owner is not None and step_key(total.owner) == step_key(step):
+    if is_written(fgraph, step, total):
         return total.owner.inputs[1 if isinstance(step.op, IncSubtensor) else 0]
     if isinstance(step.op, IncSubtensor):
         return present(fgraph, read_part(step, total))
@@ -240,10 +240,23 @@ def read_step(fgraph: FunctionGraph, step: Apply, total: TensorVariable) -> Tens
     return total.dimshuffle([places.get(axis, "x") for axis in range(term.type.ndim)])
 
 
-def write_step(step: Apply, total: TensorVariable | None, term: TensorVariable) -> TensorVariable:
+def is_written(fgraph: FunctionGraph, step: Apply, total: TensorVariable) -> bool:
+    """Whether a sum is what `write_step` made for a node of the same place.
+
+    What writes a part of the graph's own may as well add to it, or repeat a smaller one.
+    """
+    node = total.owner
+    if node is None or type(node.op) is not type(step.op) or step_key(node) != step_key(step):
+        return False
+    return not isinstance(step.op, IncSubtensor) or node not in fgraph.apply_nodes
+
+
+def write_step(
+    fgraph: FunctionGraph, step: Apply, total: TensorVariable | None, term: TensorVariable
+) -> TensorVariable:
     """What a node makes of a term, in place of what the sum holds there."""
     if total is not None and isinstance(step.op, IncSubtensor):
-        if total.owner is not None and step_key(total.owner) == step_key(step):
+        if is_written(fgraph, step, total):
             total = total.owner.inputs[0]
         op = IncSubtensor(step.op.idx_list, set_instead_of_inc=True)
         return op(total, term, *step.inputs[2:])

@@ -13,7 +13,7 @@ from pytensor.tensor.math import Sum
 from blocksparse_ops.gradient import BlockGradient, SparseBlockGradient, merged, squared_norm
 from blocksparse_ops.ops import SparseBlockOuter
 from blocksparse_ops.rewrites.linear import linear_terms, sizes_of
-from blocksparse_ops.rewrites.match import is_elementwise, register, sole_client
+from blocksparse_ops.rewrites.match import is_elementwise, like, register, same_shape, sole_client
 from blocksparse_ops.rewrites.update import LinearForm
 from blocksparse_ops.zeros import RepeatedZero, is_zeros
 
@@ -36,8 +36,10 @@ def local_sparse_block_outer_norm(
     else:
         return None
     form = LinearForm(fgraph, gradient)
+    if form.rest or not form.has_outer(node) or not are_of_one_shape(fgraph, form):
+        return None
     in_use = blocks_in_use(fgraph, form)
-    if form.rest or not form.has_outer(node) or in_use is None:
+    if in_use is None:
         return None
     squared = squared_norm(in_use.values)
     results = {}
@@ -46,6 +48,21 @@ def local_sparse_block_outer_norm(
         copy_stack_trace([old.outputs[0], node.outputs[0]], new)
         results[old.outputs[0]] = old.outputs[0].type.filter_variable(new, allow_convert=True)
     return results
+
+
+def are_of_one_shape(fgraph: FunctionGraph, form: LinearForm) -> bool:
+    """Whether the outers and zeros of a sum are known to have one shape: nothing checks that."""
+    terms = [(node.outputs[0], place) for _, node, place in form.outers] + form.zeros
+    wholes = [(x, place.axes(x.type.ndim)) for x, place in terms if place.is_rearranged]
+    parts = [(x, place.key) for x, place in terms if not place.is_rearranged]
+    pattern = list(form.top.type.broadcastable)
+    for x, axes in wholes:
+        pairs = zip(wholes[0][1], axes, strict=True)
+        if [x.type.broadcastable[axis] for axis in axes] != pattern:
+            return False
+        if not all(same_shape(fgraph, wholes[0][0], x, *pair) for pair in pairs):
+            return False
+    return all(key == parts[0][1] and same_shape(fgraph, parts[0][0], x) for x, key in parts)
 
 
 def blocks_in_use(fgraph: FunctionGraph, form: LinearForm) -> BlockGradient | None:
@@ -79,10 +96,11 @@ def gradients_of(fgraph: FunctionGraph, variable: Variable) -> Iterator[Variable
 def squares_of(fgraph: FunctionGraph, x: Variable) -> Iterator[Variable]:
     """What squares a variable, element by element."""
     for node in dict.fromkeys(client for client, _ in fgraph.clients[x]):
+        is_power = is_elementwise(node, ps.Pow) and is_two(node.inputs[1])
         if (
             is_elementwise(node, ps.Sqr)
             or (is_elementwise(node, ps.Mul) and node.inputs == [x, x])
-            or (is_elementwise(node, ps.Pow) and is_two(node.inputs[1]))
+            or (is_power and like(x, node.outputs[0]))
         ):
             yield node.outputs[0]
 

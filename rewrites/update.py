@@ -14,7 +14,7 @@ from pytensor.graph.rewriting.basic import copy_stack_trace, node_rewriter
 from pytensor.tensor.basic import cast
 from pytensor.tensor.elemwise import Elemwise
 from pytensor.tensor.math import add, mul, true_div
-from pytensor.tensor.shape import SpecifyShape
+from pytensor.tensor.shape import Reshape, SpecifyShape
 from pytensor.tensor.subtensor import IncSubtensor
 from pytensor.tensor.type import continuous_dtypes
 from pytensor.tensor.variable import TensorVariable
@@ -25,7 +25,6 @@ from blocksparse_ops.rewrites.linear import (
     Scale,
     Term,
     branches,
-    is_scalar,
     keeps_dtype,
     linear_terms,
     product,
@@ -161,9 +160,10 @@ class LinearForm:
     def opened(self, variable: TensorVariable, scale: Scale, place: Place) -> Terms | None:
         """Split a linear node into its terms; None if it is to be taken as a whole."""
         node = variable.owner
+        if self.is_stretched(node, place):
+            return None
         if (chosen := branches(node)) is not None:
-            condition, one, other = chosen
-            return self.opened_choice(condition, one, other, scale, place)
+            return self.opened_choice(node, chosen, scale, place)
         terms = Terms()
         is_outer = isinstance(node.op, SparseBlockOuter)
         for term in linear_terms(node):
@@ -178,6 +178,21 @@ class LinearForm:
             terms.outers.append((scale, node, place))
         return terms
 
+    def is_stretched(self, node: Apply, place: Place) -> bool:
+        """Whether a term may have to be repeated, where no check of the whole sees that."""
+        [out] = node.outputs
+        if not place.is_rearranged:
+            return isinstance(node.op, Elemwise) and any(
+                term.variable.type.broadcastable != out.type.broadcastable
+                for term in terms_below(node)
+                if not (is_elementwise(node, ps.Switch) and is_zeros(term.variable))
+            )
+        if not isinstance(node.op, IncSubtensor | Reshape):
+            return False
+        axes = place.axes(out.type.ndim)
+        pattern = tuple(out.type.broadcastable[axis] for axis in axes)
+        return pattern != self.total.type.broadcastable
+
     def split(self, variable: TensorVariable, scale: Scale, place: Place) -> Terms | None:
         """The terms of a term, or itself; None if it lies where only outers may."""
         if self.is_worth_opening(variable, place):
@@ -190,18 +205,18 @@ class LinearForm:
 
     def opened_choice(
         self,
-        condition: TensorVariable,
-        one: TensorVariable,
-        other: TensorVariable,
+        node: Apply,
+        chosen_by: tuple[TensorVariable, TensorVariable, TensorVariable],
         scale: Scale,
         place: Place,
     ) -> Terms | None:
         """A choice between two forms of the same rest: outers of either are added where chosen."""
+        condition, one, other = chosen_by
         terms = Terms()
         rests: list[dict[TensorVariable, list[Scale]]] = []
         for chosen, wanted in ((one, True), (other, False)):
             if is_zeros(chosen):
-                if not is_scalar(chosen):
+                if like(chosen, node.outputs[0]):
                     terms.add_zeros(chosen, place)
                 rests.append({})
                 continue

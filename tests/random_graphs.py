@@ -12,7 +12,7 @@ import signal
 import time
 import traceback
 from contextlib import contextmanager
-from dataclasses import astuple
+from dataclasses import astuple, replace
 
 import numpy as np
 import pytensor
@@ -113,10 +113,10 @@ class RandomGraph:
         self.values.append(value)
         return variable
 
-    def window(self):
+    def window(self, sizes=None):
         """Arguments of a product: h and both indices, o of its result."""
         dtypes = self.choose("int64", "int32", "uint8"), self.choose("int64", "int8")
-        draw = Draw(self.sizes, int(self.rng.integers(1 << 30)), self.dtype, dtypes)
+        draw = Draw(sizes or self.sizes, int(self.rng.integers(1 << 30)), self.dtype, dtypes)
         arrays = draw.gemv()
         h, i, j, o = (self.variable(arrays[k]) for k in ("h", "inputIdx", "outputIdx", "o"))
         self.indices += [i, j]
@@ -127,15 +127,26 @@ class RandomGraph:
         return self.choose(None, 100, 0)
 
     def view(self, W):
-        """Weights that lie in a parameter, of its shape."""
+        """Weights that lie in a parameter, and the sizes of a product with them."""
+        s = self.sizes
+        turned = replace(s, iBlocks=s.oBlocks, oBlocks=s.iBlocks, iSize=s.oSize, oSize=s.iSize)
+        in_a_row = replace(s, iBlocks=1, oBlocks=s.iBlocks * s.oBlocks)
+        other = self.choose(turned, in_a_row) if s.iSize else s
         return self.choose(
-            lambda: W,
-            lambda: W,
-            lambda: W[::-1],
-            lambda: W[:, ::-1],
-            lambda: self.reshaped(W, (-1,), W.shape),
-            lambda: pt.stack([W, W])[self.choose(0, self.count - 3)],
+            lambda: (W, s),
+            lambda: (W, s),
+            lambda: (W[::-1], s),
+            lambda: (W[:, ::-1], s),
+            lambda: (self.reshaped(W, (-1,), W.shape), s),
+            lambda: (pt.stack([W, W])[self.choose(0, self.count - 3)], s),
+            lambda: (W.transpose(1, 0, 3, 2), turned),
+            lambda: (self.reshaped(W, self.shape_of(other)), other),
         )()
+
+    def shape_of(self, sizes):
+        """The shape of weights, some of whose sizes the graph computes."""
+        shape = (sizes.iBlocks, sizes.oBlocks, sizes.iSize, sizes.oSize)
+        return [self.choose(size, self.count - 3 + size) for size in shape]
 
     def reshaped(self, x, *shapes):
         """`x` in these shapes in turn, unless it has no elements: in 3.3 and before, PyTensor then
@@ -145,8 +156,8 @@ class RandomGraph:
         return x
 
     def product(self, W):
-        W = self.view(W)
-        h, i, j, o = self.window()
+        W, sizes = self.view(W)
+        h, i, j, o = self.window(sizes)
         bias, padding_idx = pt.ones((W.shape[1], W.shape[3]), self.dtype), self.padding()
         gemv = SparseBlockGemv(padding_idx=padding_idx)
         return self.choose(
@@ -154,13 +165,13 @@ class RandomGraph:
             lambda: sparse_block_dot(W, h, i, bias, j, padding_idx),
             lambda: gemv(o, W, h, i, j),
             lambda: gemv(pt.zeros_like(o), W, h, i, j) + o * 2 + 1,
-            lambda: self.gathered(W, h, i, j) if self.sizes.iWin else gemv(o, W, h, i, j),
-            lambda: self.gathered_windows(W, h, i, j, o),
+            lambda: self.gathered(W, h, i, j) if sizes.iWin else gemv(o, W, h, i, j),
+            lambda: self.gathered_windows(W, h, i, j, o, sizes),
         )()
 
-    def gathered_windows(self, W, h, i, j, o):
+    def gathered_windows(self, W, h, i, j, o, sizes):
         """What one writes by hand for windows of one side or both, and for rows of a table."""
-        if not all(astuple(self.sizes)):  # of nothing PyTensor makes no einsum of windows
+        if not all(astuple(sizes)):  # of nothing PyTensor makes no einsum of windows
             return SparseBlockGemv()(o, W, h, i, j)
         of_outputs, of_inputs = W[0][j], W[:, 0][i]
         einsums = [

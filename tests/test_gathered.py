@@ -13,7 +13,7 @@ from pytensor.tensor.elemwise import Elemwise
 
 from blocksparse_ops import SparseBlockGemv, SparseBlockOuter
 from blocksparse_ops.kernels.thresholds import DOT_ELEMENTS, GATHERED_BYTES
-from blocksparse_ops.zeros import BlockZeros
+from blocksparse_ops.zeros import BlockZeros, zeros
 
 BATCH, ROWS, COLUMNS = 6, 3, 4
 BLOCKS = {"one": (5,), "two": (5, 2)}
@@ -321,6 +321,34 @@ def test_in_jax_dots_on_a_gpu_are_left_alone(monkeypatch, backend, dots):
     monkeypatch.setattr("jax.default_backend", lambda: backend)
     for form, gemvs in {**dict.fromkeys(DOTS, dots), SUM: 1}.items():
         assert products_in_jax(form, 9000, 9, 32) == gemvs
+
+
+# What is written into rows of zeros: of integers whose product among themselves would overflow, and
+# which have no negative.
+OF_INTEGERS = {
+    "int8": lambda u, v, a, b: u * v / a / b,
+    "uint8": lambda u, v, a, b: u * v - a * v,
+    "bool": lambda u, v, a, b: u * v - a * v * b,
+}
+
+
+@pytest.mark.parametrize("dtype", OF_INTEGERS)
+def test_integers_among_the_factors_of_a_gradient(dtype):
+    rng = np.random.default_rng(0)
+    values = [rng.integers(0, 5, BATCH), *rng.normal(size=(2, BATCH, 3))]
+    values += [np.full((BATCH, 3), 100).astype(dtype)] * 2
+    index, u, v = pt.lvector(), pt.dmatrix(), pt.dmatrix()
+    a, b = pt.matrix(dtype=dtype), pt.matrix(dtype=dtype)
+    written = OF_INTEGERS[dtype](u[:, :, None], v[:, None, :], a[:, :, None], b[:, :, None])
+    total = pt.inc_subtensor(zeros((5, 3, 3), "float64")[index], written)
+    inputs = [index, u, v, a, b]
+    mode = Mode("py", "fast_run")
+    function = pytensor.function(inputs, total, mode=mode, on_unused_input="ignore")
+    assert any(isinstance(node.op, SparseBlockOuter) for node in function.maker.fgraph.apply_nodes)
+    expected = pytensor.function(
+        inputs, total, mode=mode.excluding("blocksparse"), on_unused_input="ignore"
+    )
+    np.testing.assert_allclose(function(*values), expected(*values))
 
 
 @pytest.mark.parametrize("index_dtype", ["int8", "uint64"])

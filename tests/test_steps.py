@@ -8,8 +8,9 @@ from cases import MODES, in_python, needs_compiler
 from pytensor.compile.mode import Mode
 from watch import OUTERS, Watch
 
-from blocksparse_ops import sparse_block_dot
+from blocksparse_ops import sparse_block_dot, sparse_block_outer
 from blocksparse_ops.part import SparseBlockOuterInPart
+from blocksparse_ops.zeros import zeros
 
 BLOCKS, ROWS, COLUMNS = 5, 4, 3
 W_SHAPE = (BLOCKS, BLOCKS, ROWS, COLUMNS)
@@ -105,6 +106,16 @@ STEPS = {
         (3, 5, 5, 3, 4),
         lambda s: step_of(s, s.array[1].transpose(1, 0, 3, 2)),
         1,
+    ),
+    "a part that is used both ways": (
+        (3, 5, 5, 4, 4),
+        lambda s: step_of(s, s.array[1], s.array[1].transpose(1, 0, 3, 2)),
+        2,
+    ),
+    "a part that is used both ways, transposed first": (
+        (3, 5, 5, 4, 4),
+        lambda s: step_of(s, s.array[1].transpose(1, 0, 3, 2), s.array[1]),
+        2,
     ),
     "a flat vector": ((300,), lambda s: step_of(s, s.array.reshape(W_SHAPE)), 1),
     "a part of a flat vector": ((307,), lambda s: step_of(s, s.array[3:-4].reshape(W_SHAPE)), 1),
@@ -251,6 +262,21 @@ DENSE = {
         (6, 5, 4, 3),
         lambda s: s.array - s.lr * pt.grad(s.loss(s.array[1:]) + (s.array[1:] ** 2).sum(), s.array),
     ),
+    "a part that decays by itself": (
+        (6, 5, 4, 3),
+        lambda s: (
+            pt.inc_subtensor(s.array[1:], -s.lr * s.array[1:]) - s.lr * s.gradient(s.array[1:])
+        ),
+    ),
+    "a part of a part": ((7, 5, 4, 3), lambda s: step_of(s, s.array[1:][1:])),
+    "a part that is set": (
+        (6, 5, 4, 3),
+        lambda s: pt.set_subtensor(s.array[1:], 0) - s.lr * s.gradient(s.array[1:]),
+    ),
+    "a part in two shapes": (
+        (3, 2, 6, 4, 3),
+        lambda s: step_of(s, s.array[1], s.array[1].reshape((6, 2, 4, 3))),
+    ),
     "weights of a higher precision": (
         W_SHAPE,
         lambda s: (s.array.astype("float64") * s.lr64 - plain(s) * s.array).astype("float32"),
@@ -268,6 +294,68 @@ def test_what_stays_dense(name):
     layer.compile(new, watch.mode)(*values)
     assert any(type(node.op) not in OUTERS for node in watch.nodes)
     np.testing.assert_allclose(layer.array.get_value(), expected, 1e-5, 1e-6)
+
+
+def outer_on(s, *shape):
+    """An outer on zeros of this shape, which `s.array` may not have."""
+    i, j = (index % size for index, size in zip((s.i, s.j), shape[:2], strict=True))
+    return sparse_block_outer(zeros(shape, "float32"), s.h, s.h[:, :, :COLUMNS], i, j)
+
+
+# What is repeated to the size of others: the shape of the array, and what is computed.
+REPEATED = {
+    "in a reshaped sum": (
+        (144,),
+        lambda s: s.array - (outer_on(s, 6, 2, 4, 3) + outer_on(s, 1, 1, 4, 3)).reshape((-1,)),
+    ),
+    "a rest, in a reshaped sum": (
+        (144,),
+        lambda s: s.array - (outer_on(s, 6, 2, 4, 3) + s.array[:12].reshape((4, 3))).reshape((-1,)),
+    ),
+    "what is written into": (
+        (3, 2, 2, 4, 3),
+        lambda s: (
+            s.array
+            - pt.inc_subtensor(zeros((1, 2, 2, 4, 3), "float32")[0], outer_on(s, 2, 2, 4, 3))
+        ),
+    ),
+    "in a part": (
+        (7, 2, 4, 3),
+        lambda s: pt.inc_subtensor(s.array[1:], outer_on(s, 6, 2, 4, 3) + outer_on(s, 1, 1, 4, 3)),
+    ),
+    "zeros that are chosen": (
+        (2, 2, 4, 3),
+        lambda s: s.array - pt.switch(s.k > 0, outer_on(s, 2, 2, 4, 3), np.zeros(3, "float32")),
+    ),
+    "zeros that are chosen, in a sum": (
+        (2, 2, 4, 3),
+        lambda s: (
+            pt.switch(s.k > 1, np.zeros(3, "float32"), outer_on(s, 2, 2, 4, 3))
+            + outer_on(s, 2, 2, 4, 3)
+        ),
+    ),
+    "by an exponent": (
+        (),
+        lambda s: (outer_on(s, 1, 1, 4, 3) ** np.full((5, 1, 1, 1), 2, "float32")).sum(),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REPEATED)
+def test_what_is_repeated(name):
+    shape, value_of = REPEATED[name]
+    layer = Layer(*shape)
+    value, values = value_of(layer), layer.values()
+    actual = layer.compile(value, Mode("py", "fast_run"), as_output=True)(*values)
+    np.testing.assert_allclose(actual, layer.expected(value, values), 1e-5, 1e-6)
+
+
+def test_a_norm_of_shapes_that_disagree():
+    layer = Layer(2, 2, 4, 3)
+    total = outer_on(layer, 2, 2, 4, 3) + outer_on(layer, layer.k, 2, 4, 3)
+    norm = layer.compile((total**2).sum(), Mode("py", "fast_run"), as_output=True)
+    with pytest.raises((ValueError, AssertionError), match="shape"):
+        norm(*layer.values(k=3))
 
 
 @pytest.mark.parametrize("mode", [pytest.param("CVM", marks=needs_compiler), "NUMBA"])
