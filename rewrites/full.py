@@ -6,6 +6,9 @@ import numpy as np
 from pytensor.graph.basic import Apply, Constant, Variable
 from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.rewriting.basic import copy_stack_trace, node_rewriter
+from pytensor.raise_op import CheckAndRaise
+from pytensor.tensor.math import eq
+from pytensor.tensor.shape import Shape_i
 from pytensor.tensor.variable import TensorVariable
 
 from blocksparse_ops.ops import SparseBlockGemv, SparseBlockOuter
@@ -27,6 +30,7 @@ def local_full_gemv(fgraph: FunctionGraph, node: Apply) -> list[Variable] | None
         return None
     iBlocks, oBlocks, iSize, oSize = W.type.shape
     matrix = W.transpose(0, 2, 1, 3).reshape((iBlocks * iSize, oBlocks * oSize))
+    h = checked(node, "h", h, (batch, iBlocks, iSize))
     result = (h.reshape((batch, iBlocks * iSize)) @ matrix).reshape((batch, oBlocks, oSize))
     return [added(node, o, result)]
 
@@ -43,8 +47,9 @@ def local_full_outer(fgraph: FunctionGraph, node: Apply) -> list[Variable] | Non
     if batch is None or not scale:
         return None
     iBlocks, oBlocks, iSize, oSize = o.type.shape
-    rows = x.reshape((batch, iBlocks * iSize))
-    columns = y.reshape((batch, oBlocks * oSize))
+    x = checked(node, "x", x, (batch, iBlocks, iSize))
+    y = checked(node, "y", y, (batch, oBlocks, oSize))
+    rows, columns = x.reshape((batch, iBlocks * iSize)), y.reshape((batch, oBlocks * oSize))
     matrix = (rows if scale == 1 else alpha * rows).T @ columns
     result = matrix.reshape((iBlocks, iSize, oBlocks, oSize)).transpose(0, 2, 1, 3)
     return [added(node, o, result)]
@@ -69,6 +74,18 @@ def batch_of_full_windows(
     )
     batch = len(indices[0].data)
     return batch if batch >= LEAST_EXAMPLES and min(shape) > 0 and all(windows) else None
+
+
+def checked(
+    node: Apply, name: str, x: TensorVariable, shape: tuple[int, int, int]
+) -> TensorVariable:
+    """An argument, checked as the op does: to be reshaped it needs but as many elements."""
+    unknown = [axis for axis, size in enumerate(x.type.shape) if size is None]
+    if not unknown:
+        return x
+    told = f"{type(node.op).__name__}: {name} must have the shape {shape}, by the other arguments"
+    check = CheckAndRaise(ValueError, told)
+    return check(x, *(eq(Shape_i(axis)(x), shape[axis]) for axis in unknown))
 
 
 def added(node: Apply, o: TensorVariable, result: TensorVariable) -> Variable:

@@ -135,6 +135,21 @@ def test_sizes_that_disagree_are_an_error():
     out = sparse_block_dot(W, h, windows(I_BLOCKS), None, windows(O_BLOCKS))
     function = pytensor.function([W, h], out, mode=in_python("CVM"))
     assert ours(function) == 0
-    for wrong in (h_value[1:], h_value[:, 1:], h_value[:, :, 1:]):
+    of_another_shape = h_value.transpose(0, 2, 1), h_value.reshape(BATCH // 2, -1, I_SIZE)
+    for wrong in (h_value[1:], h_value[:, 1:], h_value[:, :, 1:], *of_another_shape):
         with pytest.raises(ValueError, match=r"reshape|shape"):
             function(W_value, wrong)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_sizes_of_an_outer_that_disagree_are_an_error(mode):
+    x, y = pt.dtensor3("x"), pt.dtensor3("y")
+    o = np.zeros((I_BLOCKS, O_BLOCKS, I_SIZE, O_SIZE))
+    out = sparse_block_outer(o, x, y, windows(I_BLOCKS), windows(O_BLOCKS))
+    function = pytensor.function([x, y], out, mode=mode)
+    values = [np.ones((BATCH, I_BLOCKS, I_SIZE)), np.ones((BATCH, O_BLOCKS, O_SIZE))]
+    assert (function(*values) == BATCH).all()
+    for k, name in enumerate("xy"):
+        wrong = [v.transpose(0, 2, 1) if k == n else v for n, v in enumerate(values)]
+        with pytest.raises(ValueError, match=f"SparseBlockOuter: {name}"):
+            function(*wrong)
