@@ -1,13 +1,14 @@
 """A product in which every example uses every block, in order, is a dense one."""
 
 from collections.abc import Sequence
+from functools import reduce
 
 import numpy as np
 from pytensor.graph.basic import Apply, Constant, Variable
 from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.rewriting.basic import copy_stack_trace, node_rewriter
 from pytensor.raise_op import CheckAndRaise
-from pytensor.tensor.math import eq
+from pytensor.tensor.math import and_, eq
 from pytensor.tensor.shape import Shape_i
 from pytensor.tensor.variable import TensorVariable
 
@@ -79,13 +80,13 @@ def batch_of_full_windows(
 def checked(
     node: Apply, name: str, x: TensorVariable, shape: tuple[int, int, int]
 ) -> TensorVariable:
-    """An argument, checked as the op does: to be reshaped it needs but as many elements."""
-    unknown = [axis for axis, size in enumerate(x.type.shape) if size is None]
+    """An argument, checked as the op does, but for how many elements it has: to reshape it does."""
+    unknown = [axis for axis in (0, 1) if x.type.shape[axis] is None]
     if not unknown:
         return x
     told = f"{type(node.op).__name__}: {name} must have the shape {shape}, by the other arguments"
-    check = CheckAndRaise(ValueError, told)
-    return check(x, *(eq(Shape_i(axis)(x), shape[axis]) for axis in unknown))
+    are_equal = [eq(Shape_i(axis)(x), shape[axis]) for axis in unknown]
+    return CheckAndRaise(ValueError, told)(x, reduce(and_, are_equal))
 
 
 def added(node: Apply, o: TensorVariable, result: TensorVariable) -> Variable:
