@@ -105,15 +105,15 @@ def are_undone(below: list[Apply], ups: list[Apply]) -> bool:
 
     Of a part that is reshaped all outers lie in that one shape, which nothing else checks.
     """
-    views = [n for n in below if not isinstance(n.op, SparseBlockOuter | SpecifyShape)]
-    if any(isinstance(view.op, Reshape) for view in (*views, *ups)):
+    downs = [n for n in below if not isinstance(n.op, SparseBlockOuter | SpecifyShape)]
+    views = [*downs, *ups]
+    if any(isinstance(view.op, Reshape) for view in views):
         others = [n for n in below if not isinstance(n.op, SparseBlockOuter)]
-        is_alone = len(ups) == 1 and others == views[:1] and below[0] is views[0]
-        return is_alone and all(isinstance(view.op, Reshape) for view in (*views, *ups))
-    axes: list[int | str] = []
+        are_first = others == downs == below[:1] and len(ups) == 1
+        return are_first and all(isinstance(view.op, Reshape) for view in views)
     ndim = views[0].inputs[0].type.ndim if views else 0
-    axes = list(range(ndim))
-    for view in (*views, *ups):
+    axes: list[int | str] = list(range(ndim))
+    for view in views:
         axes = [axis if axis == "x" else axes[axis] for axis in view.op.new_order]
     return axes == list(range(ndim))
 

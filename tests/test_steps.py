@@ -268,6 +268,14 @@ DENSE = {
             pt.inc_subtensor(s.array[1:], -s.lr * s.array[1:]) - s.lr * s.gradient(s.array[1:])
         ),
     ),
+    "a part that is reshaped as it is written": (
+        (6, 5, 4, 3),
+        lambda s: written(s, lambda W, d: pt.set_subtensor(W, (W - d).reshape((s.k + 4, 5, 4, 3)))),
+    ),
+    "a part that is transposed as it is written": (
+        (6, 5, 4, 4),
+        lambda s: written(s, lambda W, d: pt.set_subtensor(W, (W - d).transpose(1, 0, 3, 2))),
+    ),
     "a part of a part": ((7, 5, 4, 3), lambda s: step_of(s, s.array[1:][1:])),
     "a part that is set": (
         (6, 5, 4, 3),
