@@ -145,6 +145,8 @@ def dot_of(fgraph: FunctionGraph, use: Use) -> Product:
     if inner == "x":
         raise LeftAlone("the dot sums over nothing")
     [other] = use.others
+    if not other.type.broadcastable[-2 if is_row else -1]:
+        raise LeftAlone("several rows are multiplied by one block")
     ndim = other.type.ndim
     other = other.dimshuffle([*range(ndim - 2), ndim - 1, ndim - 2])
     total = sum_above(fgraph, use.node)

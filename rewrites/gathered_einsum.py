@@ -100,6 +100,8 @@ def written(
     einsum: Apply, gather: Gather, *gradients: Apply
 ) -> Iterator[tuple[Variable, Variable]]:
     """A product of two operands and its gradients, as dots and sums of products."""
+    if any(x.dtype != einsum.outputs[0].dtype for x in einsum.inputs):
+        raise LeftAlone("dtypes differ")
     operands, result = operands_of(einsum)
     [position] = [k for k, x in enumerate(einsum.inputs) if gathered(x) is not None]
     blocks, other = as_gathered(operands[position]), operands[1 - position]

@@ -166,7 +166,7 @@ def terms_of(outers: TensorVariable, gather: Gather) -> list[Factors]:
     node = outers.owner
     if node is None:
         raise LeftAlone("what is added are no outer products")
-    if isinstance(node.op, SpecifyShape):  # the op makes the same checks
+    if is_check(node):
         return terms_of(node.inputs[0], gather)
     if is_permutation(node):
         terms = terms_of(node.inputs[0], gather)
@@ -184,18 +184,27 @@ def terms_of(outers: TensorVariable, gather: Gather) -> list[Factors]:
     return list(chain(*parts))
 
 
+def is_check(node: Apply) -> bool:
+    """Whether a node checks sizes, as the op does, and tells of none that it is 1."""
+    [out] = node.outputs
+    is_specified = isinstance(node.op, SpecifyShape)
+    return is_specified and node.inputs[0].type.broadcastable == out.type.broadcastable
+
+
 def factors_of(x: TensorVariable, block: Sequence[int]) -> Factors:
     """The factors of an array of blocks, as far as none of them is one: of a dot, the operands."""
     node = x.owner
     if node is None or not all(differs_along(x, axis) for axis in block):
         return Factors([x])
-    if isinstance(node.op, SpecifyShape):  # the op makes the same checks
+    if is_check(node):
         return factors_of(node.inputs[0], block)
     if is_permutation(node):
         order = node.op.new_order
         return factors_of(node.inputs[0], [order[axis] for axis in block]).with_axes(order)
-    if is_batched_dot(node) and not differs_along(node.inputs[0], -1):
-        return Factors(node.inputs)
+    if is_batched_dot(node):
+        one, other = node.inputs
+        is_outer = not differs_along(one, -1) and not differs_along(other, -2)
+        return Factors(node.inputs if is_outer else [x])
     if not is_elementwise(node, ps.Mul, ps.TrueDiv, ps.Neg):
         return Factors([x])
     parts = [factors_of(y, block) for y in node.inputs]

@@ -563,6 +563,46 @@ def test_near_misses_are_left_alone(name, mode):
     assert count(function)[:2] == (0, 0)
 
 
+# Rows of a table by a matrix of indices, whose second axis is one of the matrices multiplied.
+MATRICES = {
+    "rows @ matrix": lambda rows, y: rows @ y[0].T,
+    "rows @ matrices": lambda rows, y: rows @ y.transpose(0, 2, 1),
+    "rows with themselves": lambda rows, y: rows @ rows.transpose(0, 2, 1),
+    "matrices @ rows": lambda rows, y: y @ rows.transpose(0, 2, 1),
+    "a sum of products": lambda rows, y: (rows @ y.transpose(0, 2, 1)).sum(1),
+}
+
+
+@pytest.mark.parametrize("mode", MODES[1:])
+@pytest.mark.parametrize("name", MATRICES)
+def test_products_of_matrices_of_rows_are_left_alone(name, mode):
+    """Without a gradient: that uses the rows in other ways, too."""
+    inputs = table, index, y = pt.dmatrix(), pt.lmatrix(), pt.dtensor3()
+    product = MATRICES[name](table[index], y)
+    function = pytensor.function(inputs, product, mode=in_python(mode), on_unused_input="ignore")
+    assert count(function)[:2] == (0, 0)
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(6, 2)), rng.integers(-6, 6, (4, 3)), rng.normal(size=(4, 3, 2))
+    expected = MATRICES[name](values[0][values[1]], values[2])
+    np.testing.assert_allclose(function(*values), expected)
+
+
+def test_dots_of_an_inner_size_known_on_one_side_are_left_alone():
+    table, index, x, y = pt.dmatrix(), pt.lmatrix(), pt.dmatrix(), pt.dtensor3()
+    written = pt.zeros_like(table)[index].inc(x[:, :, None] @ y)
+    function = pytensor.function([table, index, x, y], written, mode=in_python("CVM"))
+    values = np.ones((6, 2)), np.zeros((4, 3), int), np.ones((4, 3)), np.ones((4, 1, 2))
+    np.testing.assert_array_equal(function(*values), [[12.0, 12.0]] + 5 * [[0.0, 0.0]])
+
+
+def test_an_einsum_of_two_dtypes_is_left_alone():
+    x, B, index = pt.ftensor3(), pt.dtensor3(), pt.lmatrix()
+    y = pt.einsum("nvp,nvpq->nq", x, B[index])
+    outputs = [y, *pt.grad((y**2).sum(), [B, x])]
+    function = pytensor.function([x, B, index], outputs, mode=in_python("CVM"))
+    assert count(function)[:2] == (0, 0)
+
+
 @pytest.mark.parametrize("gather", BLOCKS)
 def test_writes_that_are_no_gradient_are_left_alone(gather):
     _, (x, W, *ij) = problem(gather)
