@@ -29,8 +29,8 @@ from blocksparse_ops.rewrites.gathering import (
     Gather,
     LeftAlone,
     arguments_of,
-    arranged,
     axes_of,
+    beside,
     check_lengths,
     gather_of,
     need_many_for_dots,
@@ -223,7 +223,7 @@ def computed(
     if clamps:
         inputIdx = clamped(inputIdx, W.type.shape[0])
         outputIdx = clamped(outputIdx, W.type.shape[1])
-    h = arranged(product.other, axes, axes.inputs, axes.rows)
+    h = beside(fgraph, gather, product.other, axes, axes.inputs, axes.rows)
     examples = [size_of_place(fgraph, gather, axis) for axis in axes.examples]
     window = 1 if axes.outputs is None else size_of_place(fgraph, gather, axes.outputs)
     columns = (

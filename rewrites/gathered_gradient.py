@@ -28,7 +28,7 @@ from blocksparse_ops.rewrites.gathering import (
     LeftAlone,
     are_of_sides,
     arguments_of,
-    arranged,
+    beside,
     check_lengths,
     gather_of,
     is_permutation,
@@ -278,8 +278,8 @@ def added(
         W = with_axes(blocks, order)
     result = sparse_block_outer(
         W,
-        arranged(x, axes, axes.inputs, axes.rows),
-        arranged(y, axes, axes.outputs, axes.columns),
+        beside(fgraph, gather, x, axes, axes.inputs, axes.rows),
+        beside(fgraph, gather, y, axes, axes.outputs, axes.columns),
         *indices,
     )
     return with_axes(result, [order.index(axis) for axis in range(blocks.type.ndim)])

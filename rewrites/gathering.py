@@ -16,6 +16,7 @@ from pytensor.graph.basic import Apply
 from pytensor.graph.fg import FunctionGraph
 from pytensor.tensor.elemwise import DimShuffle
 from pytensor.tensor.math import mul
+from pytensor.tensor.shape import specify_shape
 from pytensor.tensor.type import int_dtypes, uint_dtypes
 from pytensor.tensor.variable import TensorVariable
 
@@ -235,6 +236,23 @@ def arranged(x: TensorVariable, axes: Axes, *others: int | None) -> TensorVariab
         x = x.reshape((first * second, *sizes), ndim=1 + len(present))
     places = iter(range(1, 1 + len(present)))
     return with_axes(x, [0, *("x" if axis is None else next(places) for axis in others)])
+
+
+def beside(
+    fgraph: FunctionGraph, gather: Gather, x: TensorVariable, axes: Axes, *others: int | None
+) -> TensorVariable:
+    """The same of what gathered blocks are multiplied by, or what is written into them.
+
+    Where axes of examples become one, each is checked to be as long as that of the indices: they
+    may differ and have the same number of examples in all.
+    """
+    if len(axes.examples) > 1:
+        sizes: list[TensorVariable | None] = [None] * x.type.ndim
+        for axis in axes.examples:
+            if not same_shape(fgraph, x, gather.indices[0], axis, axis):
+                sizes[axis] = size_of_place(fgraph, gather, axis)
+        x = specify_shape(x, sizes)
+    return arranged(x, axes, *others)
 
 
 def with_axes(x: TensorVariable, order: Sequence[int | str]) -> TensorVariable:

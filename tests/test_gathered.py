@@ -671,6 +671,49 @@ def test_sizes_that_disagree_are_an_error(form):
             function(rows, B, index)
 
 
+# With an index of two axes of examples.
+OF_EACH = ("each, matmul", "each, einsum", "windows of rows, each")
+
+
+@pytest.mark.parametrize("form", OF_EACH)
+@pytest.mark.parametrize("mode", MODES[1:])
+def test_axes_of_examples_that_disagree_are_an_error(mode, form):
+    """Of as many examples in all: flattened, rows would meet the blocks of others."""
+    kind, compute = ALL[form]
+    (x, B, i), inputs = arrays_and_variables(SHAPES[kind])
+    outputs = product_and_gradients(compute, *inputs)
+    function = pytensor.function(inputs, outputs, mode=in_python(mode))
+    for rows, index in ((x.swapaxes(0, 1), i), (x, i.T), (x[:0], i[:, :0]), (x[:, :0], i[:0])):
+        with pytest.raises((ValueError, AssertionError)):
+            function(rows, B, index)
+
+
+@pytest.mark.parametrize("mode", array_modes("JAX"))
+def test_in_jax_axes_of_examples_that_disagree_are_an_error(mode, as_if_large):
+    kind, compute = WINDOWS["each, matmul"]
+    (x, *others), (_, *known), _ = jax_problem(kind, compute)
+    rows = of(None, None, ROWS)
+    function = pytensor.function([rows, *known], compute(rows, known[0][known[1]]), mode=mode)
+    assert count(function)[0] == 1
+    with pytest.raises((ValueError, TypeError)):
+        function(x.swapaxes(0, 1), *others)
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_axes_of_outers_that_disagree_are_an_error(side):
+    (_, B, i), (_, *known) = arrays_and_variables(SHAPES["inputs"])
+    sides = [of(None, None, size) for size in (ROWS, COLUMNS)]
+    outers = sides[0][..., None] * sides[1][:, :, None]
+    inputs, gradients = [*sides, *known], [pt.zeros_like(known[0])[known[1]].inc(outers)]
+    function = pytensor.function(inputs, gradients, mode=in_python("CVM"))
+    assert count(function)[1] == 1
+    values = [np.ones((*i.shape, size)) for size in (ROWS, COLUMNS)]
+    compare(inputs, gradients, [*values, B, i], function)
+    values[side] = values[side].swapaxes(0, 1)
+    with pytest.raises((ValueError, AssertionError)):
+        function(*values, B, i)
+
+
 def test_blocks_that_are_known_to_have_no_elements():
     """What PyTensor takes their shape for would be the op's."""
     B, i, x = of(3, 0, 3), pt.tensor("i", dtype="int64", shape=(2, None)), of(2, 2, 3)
