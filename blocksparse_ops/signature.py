@@ -38,6 +38,11 @@ class Signature:
     axes: dict[str, str]
     indexed: dict[str, str]
 
+    def __post_init__(self) -> None:
+        # Before Python 3.12 a property is first computed under a lock, at which PyTorch's compiler
+        # would break its graph in two.
+        _ = self.equal_sizes
+
     @cached_property
     def names(self) -> tuple[str, ...]:
         return tuple(self.axes)

@@ -37,7 +37,10 @@ class TestPyTorch(LibraryValues):
     ],
 )
 def test_compiled(problem, sizes, padding_idx, monkeypatch):
-    """Through PyTorch's compiler, which for the first of these sizes gets a form of its own."""
+    """Through PyTorch's compiler, which for the first of these sizes gets a form of its own.
+
+    It breaks its graph in two where zeros are allocated, of sizes that are computed, alone.
+    """
     build, draw, enter, expect = PROBLEMS[problem]
     arrays = draw(Draw(sizes, 2, "float32", padding_idx=padding_idx)).values()
     inputs = list(symbols(dict(enumerate(enter(*arrays)))).values())
@@ -49,6 +52,7 @@ def test_compiled(problem, sizes, padding_idx, monkeypatch):
         function = pytensor.function(inputs, output, mode="PYTORCH")
         oracle.assert_within_bound(function(*enter(*arrays)), expect(*arrays, padding_idx))
     assert counters["stats"]["unique_graphs"] > 0
+    assert bool(counters["graph_break"]) == (problem == "dot")
 
 
 def torchified(inputs, output):

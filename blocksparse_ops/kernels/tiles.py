@@ -129,7 +129,12 @@ def unknown(values: Any) -> float | int | bool:
 
 def is_padding(index: Any, padding: int) -> Any:
     """Where an index is that which names no block; a library may have made its dtype a narrower."""
-    return index == np.array(padding).astype(dtype_name(index)).item()
+    name = dtype_name(index)
+    values = 2 ** int(name.removeprefix("u").removeprefix("int"))
+    # As integers wrap: by NumPy PyTorch's compiler would break its graph in two.
+    padding %= values
+    is_negative = name.startswith("int") and padding >= values // 2
+    return index == (padding - values if is_negative else padding)
 
 
 def count_from_start(
