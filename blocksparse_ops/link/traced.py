@@ -15,12 +15,13 @@ from blocksparse_ops.signature import LARGEST
 
 
 def with_sizes_checked(op: SparseBlockOp, node: Apply, function: Callable) -> Callable:
-    """A function of an op's arguments that checks their sizes first; what is constant is now.
+    """A function of an op's arguments that checks their sizes first; what is known is now.
 
     The docs say what the ops do with a wrong index that is not.
     """
     signature = op.signature
-    sizes = signature.static_sizes([x.type.shape for x in node.inputs])
+    shapes = [x.type.shape for x in node.inputs]
+    sizes = signature.static_sizes(shapes)
     arguments = dict(zip(signature.names, node.inputs, strict=True))
     check_constants(signature, arguments, sizes, op.padding_idx)
     if op.padding_idx is not None and op.padding_idx > LARGEST:
@@ -28,6 +29,11 @@ def with_sizes_checked(op: SparseBlockOp, node: Apply, function: Callable) -> Ca
             f"{signature.op}: padding_idx is {op.padding_idx}, which this backend does not compare "
             "with. Use one below 2**63, for instance the number of blocks, or mode NUMBA or CVM"
         )
+
+    if all(None not in shape for shape in shapes):
+        # At each call PyTorch compares whatever its compiler has seen: a signature's tables, too.
+        signature.check_sizes(shapes)
+        return function
 
     @wraps(function)
     def checked(*arguments: Any) -> Any:
