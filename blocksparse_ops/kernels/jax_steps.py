@@ -92,6 +92,29 @@ def counted(index: Array, blocks: int, padding: int | None = None) -> Array:
     return count_from_start(jnp, index, blocks, int, padding)
 
 
+def places_of(
+    inputIdx: Array,
+    outputIdx: Array,
+    blocks: Sequence[int],
+    padding: int | None,
+    constants: Constants | None,
+) -> tuple[Array, Array, Array | None]:
+    """The blocks of both indices, and which rows of the output are unknown, if any can be.
+
+    Constants are looked at by NumPy: XLA would go over the output once more, not knowing that all
+    rows are known.
+    """
+    xp: Any = jnp
+    if constants is not None:
+        xp, inputIdx, outputIdx = np, constants.left, constants.right
+    iBlocks, oBlocks = blocks
+    i = count_from_start(xp, inputIdx, iBlocks, int, padding)
+    j = count_from_start(xp, outputIdx, oBlocks, int, padding)
+    wrong = is_unknown(inputIdx, outputIdx, i, j, blocks, padding)
+    can_be_wrong = constants is None or wrong.any()
+    return jnp.asarray(i), jnp.asarray(j), wrong if can_be_wrong else None
+
+
 def countable_sizes(inputIdx: Array, outputIdx: Array, blocks: Sequence[int]) -> Sizes:
     sizes = sizes_of(inputIdx, outputIdx, blocks)
     if sizes.triples >= jnp.iinfo(jnp.arange(0).dtype).max // 2:
@@ -188,13 +211,19 @@ def add_by_window(
     return jax.lax.fori_loop(0, -(-total // of_step), add_step, sums)
 
 
+def as_they_lie(rows: Array) -> Array:
+    """Rows that a product reads where they lie: XLA copies what it moves axes of length 1 of."""
+    return jax.lax.optimization_barrier(rows.reshape(-1, rows.shape[-1])).reshape(rows.shape)
+
+
 def multiply(h: Array, W: Array, i: Array, j: Array, transposed: bool, may_be_none: bool) -> Array:
     """The sums over windows and depths, of as many examples as may be gathered at once."""
     batch, outputs = j.shape
     if transposed:
         blocks = gather(W, i[:, :, None], j[:, None, :], transposed, may_be_none)
         matrices = blocks.reshape(*i.shape, -1, blocks.shape[-1])
-        return (matrices @ h[..., None]).sum(1).reshape(batch, outputs, -1)
+        products = jnp.einsum("nvq,nvkq->nvk", as_they_lie(h), matrices)
+        return products.sum(1).reshape(batch, outputs, -1)
     if h.shape[2] == 1 and h.shape[1] <= UNROLLED_WINDOW:
         # XLA makes one loop of gathers, products and sums.
         places = (
@@ -205,7 +234,7 @@ def multiply(h: Array, W: Array, i: Array, j: Array, transposed: bool, may_be_no
     # The blocks of one output as one matrix, by which its inputs, as one row, are multiplied.
     blocks = gather(W, i[:, None, :], j[:, :, None], transposed, may_be_none)
     matrices = blocks.reshape(batch, outputs, -1, blocks.shape[-1])
-    return (h.reshape(batch, 1, 1, -1) @ matrices)[:, :, 0]
+    return (as_they_lie(h.reshape(batch, 1, 1, -1)) @ matrices)[:, :, 0]
 
 
 def are_all(index: np.ndarray, blocks: int) -> bool:
@@ -301,7 +330,7 @@ def gemv_in_steps(
     shared = constants.shared_windows((iBlocks, oBlocks)) if constants and padding is None else None
     if shared is not None:
         return gemv_of_shared_windows(o, W, h, *shared, transposed)
-    i, j = counted(inputIdx, iBlocks, padding), counted(outputIdx, oBlocks, padding)
+    i, j, wrong = places_of(inputIdx, outputIdx, (iBlocks, oBlocks), padding, constants)
     may_be_none = padding is not None
     if padding is not None:
         h = jnp.where(is_padding(inputIdx, padding)[:, :, None], 0, h)
@@ -317,8 +346,9 @@ def gemv_in_steps(
             result = add_by_window(fold(o), W, h, i, j, sizes, **how).reshape(o.shape)
     if padding is not None:
         result = jnp.where(is_padding(outputIdx, padding)[:, :, None], o, result)
-    wrong = is_unknown(inputIdx, outputIdx, i, j, (iBlocks, oBlocks), padding)
-    return jnp.where(wrong[:, :, None], unknown(o), result).astype(o.dtype)
+    if wrong is not None:
+        result = jnp.where(wrong[:, :, None], unknown(o), result)
+    return result.astype(o.dtype)
 
 
 def outer_by_example(o: Array, x: Array, y: Array, xIdx: Array, yIdx: Array, of_step: int) -> Array:
