@@ -15,6 +15,7 @@ CASES = {
     **{name: getattr(cases, name) for name in "TMLXSE"},
     "full": replace(cases.M, iWin=cases.M.iBlocks, oWin=cases.M.oBlocks),
     "shared": cases.M,
+    "between": cases.Sizes(256, 256, 16, 16, 10, 10, 80),
 }
 ODD_SIZES = (33, 47, 63, 64, 100)
 
@@ -69,9 +70,13 @@ class Problem:
         """What a copy of each example's blocks takes."""
         return self.triples * self.block * self.dtype.itemsize
 
+    @property
+    def numbers(self):
+        """The block of each triple, counted along the rows of W."""
+        return self.inputIdx[:, :, None] * self.sizes.oBlocks + self.outputIdx[:, None, :]
+
     def used_blocks(self):
-        pairs = self.inputIdx[:, :, None] * self.sizes.oBlocks + self.outputIdx[:, None, :]
-        return np.unique(pairs).size
+        return np.unique(self.numbers).size
 
     def work(self, quantity):
         """Multiply-adds, and bytes that must move at least once."""

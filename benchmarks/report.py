@@ -39,7 +39,13 @@ def label(record):
 
 
 OURS = ("C", "Numba")
-LIMITS = ("product", "read", "fill", *(f"{name}, outer in place" for name in OURS))
+LIMITS = (
+    "product",
+    "read",
+    "scattered read",
+    "fill",
+    *(f"{name}, outer in place" for name in OURS),
+)
 
 
 def cell(record, name):
@@ -69,10 +75,16 @@ def cases(results):
         chosen = [r for r in records if r["quantity"] == quantity]
         names = names_in(chosen)
         rows = [
-            [label(r), f"{ms(r['limit']['median'])}, {r['bound']}", *(cell(r, n) for n in names)]
+            [
+                label(r),
+                f"{ms(r['limit']['median'])}, {r['bound']}",
+                ms(r["times"]["scattered read"]["median"]),
+                *(cell(r, n) for n in names),
+            ]
             for r in chosen
         ]
-        yield f"### {quantity.replace('_', ' ')}\n\n" + table(["case", "limit", *names], rows)
+        head = ["case", "limit", "blocks read", *names]
+        yield f"### {quantity.replace('_', ' ')}\n\n" + table(head, rows)
         if quantity == "outer_into_zeros":
             yield from fresh_gradients(chosen)
     if results["absent"]:

@@ -16,15 +16,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 QUANTITIES = ("forward", "gradient_in_h", "outer_in_place", "outer_into_zeros", "training_step")
-CASES = ("T", "M", "L", "X", "S", "E", "full", "shared")
+CASES = ("T", "M", "L", "X", "S", "E", "full", "shared", "between")
 STUDIES = ("cases", "odd", "sweep", "overhead", "large", "scaling")
 RESULTS = Path(__file__).parent / "results"
 
 # float64 where the products bound the time, and where a block is large.
 FULL = SimpleNamespace(
     problems=[
-        *((case, "float32") for case in ("M", "L", "X", "S", "E", "full", "shared")),
-        *((case, "float64") for case in ("L", "E")),
+        *((case, "float32") for case in CASES[1:]),
+        *((case, "float64") for case in ("L", "E", "between")),
     ],
     quantities=QUANTITIES,
     contenders=None,

@@ -28,7 +28,7 @@ def test_a_run(tmp_path):
     installed = {name for name in CONTENDERS if name not in results["absent"]}
     assert [record["quantity"] for record in results["cases"]] == QUANTITIES
     for record in results["cases"]:
-        assert {*installed, "product", "read"} == set(record["times"])
+        assert {*installed, "product", "read", "scattered read"} == set(record["times"])
     assert (tmp_path / "run_cases.svg").exists()
 
 
