@@ -211,30 +211,37 @@ def add_by_window(
     return jax.lax.fori_loop(0, -(-total // of_step), add_step, sums)
 
 
-def as_they_lie(rows: Array) -> Array:
-    """Rows that a product reads where they lie: XLA copies what it moves axes of length 1 of."""
-    return jax.lax.optimization_barrier(rows.reshape(-1, rows.shape[-1])).reshape(rows.shape)
+def pinned(values: Array, *shape: int) -> Array:
+    """Values in this shape, which on a CPU XLA does not see through.
+
+    Of two reshapes in a row, of which a product has one on each side, it makes a copy there.
+    """
+    values = values.reshape(shape)
+    return values if is_on_gpu() else jax.lax.optimization_barrier(values)
 
 
 def multiply(h: Array, W: Array, i: Array, j: Array, transposed: bool, may_be_none: bool) -> Array:
     """The sums over windows and depths, of as many examples as may be gathered at once."""
     batch, outputs = j.shape
-    if transposed:
-        blocks = gather(W, i[:, :, None], j[:, None, :], transposed, may_be_none)
-        matrices = blocks.reshape(*i.shape, -1, blocks.shape[-1])
-        products = jnp.einsum("nvq,nvkq->nvk", as_they_lie(h), matrices)
-        return products.sum(1).reshape(batch, outputs, -1)
-    if h.shape[2] == 1 and h.shape[1] <= UNROLLED_WINDOW:
+    if not transposed and h.shape[2] == 1 and h.shape[1] <= UNROLLED_WINDOW:
         # XLA makes one loop of gathers, products and sums.
         places = (
             gather(W, i[:, v : v + 1], j, transposed, may_be_none)[:, :, 0]
             for v in range(h.shape[1])
         )
         return sum(h[:, v, None] * blocks for v, blocks in enumerate(places))
-    # The blocks of one output as one matrix, by which its inputs, as one row, are multiplied.
-    blocks = gather(W, i[:, None, :], j[:, :, None], transposed, may_be_none)
-    matrices = blocks.reshape(batch, outputs, -1, blocks.shape[-1])
-    return (as_they_lie(h.reshape(batch, 1, 1, -1)) @ matrices)[:, :, 0]
+    if transposed:
+        blocks = gather(W, i[:, :, None], j[:, None, :], transposed, may_be_none)
+        matrices = blocks.reshape(*i.shape, -1, blocks.shape[-1])
+        rows = pinned(h, -1, h.shape[2]).reshape(h.shape)
+        sums = jnp.einsum("nvq,nvkq->nvk", rows, matrices).sum(1)
+    else:
+        # The blocks of one output as one matrix, by which its inputs, as one row, are multiplied.
+        blocks = gather(W, i[:, None, :], j[:, :, None], transposed, may_be_none)
+        matrices = blocks.reshape(batch, outputs, -1, blocks.shape[-1])
+        sums = pinned(h, batch, -1)[:, None, None] @ matrices
+    size = W.shape[2 if transposed else 3]
+    return pinned(pinned(sums, -1, size), -1).reshape(batch, outputs, size)
 
 
 def are_all(index: np.ndarray, blocks: int) -> bool:
