@@ -245,6 +245,21 @@ def test_zeros_of_a_gradient_stay_an_allocation(mode, iBlocks):
         assert outer.inplace
 
 
+OVER_WEIGHTS = [
+    ("W",),
+    ("W", "h"),
+    ("W", "inputIdx"),
+    ("W", "outputIdx"),
+    ("o", "W", "h", "inputIdx", "outputIdx"),
+]
+OF_OUTER = [
+    ("o",),
+    ("x", "yIdx"),
+    ("o", "xIdx"),
+    ("alpha",),
+    ("o", "x", "y", "xIdx", "yIdx", "alpha"),
+]
+
 # The op, its problem, the axes that are added, to which arguments, and whether Blockwise has them.
 VECTORIZED = {
     "gemv folds into its batch": (
@@ -261,8 +276,16 @@ VECTORIZED = {
         ],
         False,
     ),
-    "gemv over weights": (sparse_block_gemv, Draw.gemv, (2,), [("W",), ("W", "h")], True),
-    "outer": (sparse_block_outer, Draw.outer, (2,), [("o",), ("x", "yIdx"), ("alpha",)], True),
+    "gemv over weights": (sparse_block_gemv, Draw.gemv, (2,), OVER_WEIGHTS, True),
+    "gemv over weights, padded": (
+        SparseBlockGemv(padding_idx=1),
+        Draw.gemv,
+        (2,),
+        OVER_WEIGHTS,
+        True,
+    ),
+    "outer": (sparse_block_outer, Draw.outer, (2,), OF_OUTER, True),
+    "outer, padded": (SparseBlockOuter(padding_idx=1), Draw.outer, (2,), OF_OUTER, True),
     "dot": (sparse_block_dot, Draw.dot, (2,), [("h",), ("h", "inputIdx", "outputIdx")], False),
 }
 

@@ -110,7 +110,7 @@ def places_of(
     iBlocks, oBlocks = blocks
     i = count_from_start(xp, inputIdx, iBlocks, int, padding)
     j = count_from_start(xp, outputIdx, oBlocks, int, padding)
-    wrong = is_unknown(inputIdx, outputIdx, i, j, blocks, padding)
+    wrong = is_unknown(xp, inputIdx, outputIdx, i, j, blocks, padding)
     can_be_wrong = constants is None or wrong.any()
     return jnp.asarray(i), jnp.asarray(j), wrong if can_be_wrong else None
 

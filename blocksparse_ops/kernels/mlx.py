@@ -75,7 +75,7 @@ def gemv(
         # MLX reads past the end; what is out of range adds to the row of zeros.
         blocks = W[mx.minimum(step.i, iBlocks - 1), mx.minimum(step.j, oBlocks - 1)]
         sums = sums.at[step.right].add(matmul(left[step.left], blocks))
-    wrong = is_unknown(inputIdx, outputIdx, i, j, (iBlocks, oBlocks), padding)
+    wrong = is_unknown(mx, inputIdx, outputIdx, i, j, (iBlocks, oBlocks), padding)
     return mx.where(wrong[:, :, None], unknown(o), sums[:-1].reshape(o.shape)).astype(o.dtype)
 
 

@@ -152,18 +152,26 @@ def count_from_start(
 
 
 def is_unknown(
-    inputIdx: Any, outputIdx: Any, i: Any, j: Any, blocks: Sequence[int], padding: int | None
+    xp: ModuleType,
+    inputIdx: Any,
+    outputIdx: Any,
+    i: Any,
+    j: Any,
+    blocks: Sequence[int],
+    padding: int | None,
 ) -> Any:
     """Which rows of the output an index out of range takes part in.
 
     `i` and `j` are what the indices count from the start.
     """
     iBlocks, oBlocks = blocks
-    if padding is None:
-        return (i == iBlocks).any(1, keepdims=True) | (j == oBlocks)
-    input_is_wrong = (i == iBlocks) & ~is_padding(inputIdx, padding)
-    is_wrong = input_is_wrong.any(1, keepdims=True) | (j == oBlocks)
-    return is_wrong & ~is_padding(outputIdx, padding)
+    input_is_wrong = i == iBlocks
+    if padding is not None:
+        input_is_wrong = xp.logical_and(input_is_wrong, ~is_padding(inputIdx, padding))
+    is_wrong = xp.logical_or(input_is_wrong.any(1, keepdims=True), j == oBlocks)
+    return (
+        is_wrong if padding is None else xp.logical_and(is_wrong, ~is_padding(outputIdx, padding))
+    )
 
 
 def sorted_by_block(xp: ModuleType, block: Any, sizes: Sizes) -> tuple[Any, Any]:
@@ -211,7 +219,9 @@ def rows_of_step(xp: ModuleType, tiles: Tiles, step: Any) -> Step:
     left = triple // sizes.outputs
     right = left // sizes.inputs * sizes.outputs + triple % sizes.outputs
     i, j = tiles.inputIdx[left], tiles.outputIdx[right]
-    used = used & (i < sizes.iBlocks) & (j < sizes.oBlocks)
+    # By functions, here and below: MLX maps `&` and `|` wrongly where one side alone is mapped.
+    are_blocks = xp.logical_and(i < sizes.iBlocks, j < sizes.oBlocks)
+    used = xp.logical_and(used, are_blocks)
     left = xp.where(used, left, sizes.batch * sizes.inputs)
     right = xp.where(used, right, sizes.batch * sizes.outputs)
     return Step(left, right, i[:, 0], j[:, 0])

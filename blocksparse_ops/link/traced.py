@@ -61,7 +61,9 @@ def scaled(library: Any, node: Apply) -> Callable[[Any, Any, Any], tuple[Any, An
     def scaled_or_nothing(x: Any, y: Any, alpha: Any) -> tuple[Any, Any]:
         # Only what is not finite is left out: a derivative in alpha, there too, needs x and y.
         x, y = (
-            library.where((alpha == 0) & ~library.isfinite(z), library.zeros_like(z), z)
+            library.where(
+                library.logical_and(alpha == 0, ~library.isfinite(z)), library.zeros_like(z), z
+            )
             for z in (x, y)
         )
         return alpha * x, y
