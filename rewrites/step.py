@@ -37,7 +37,7 @@ def local_update_blocks(fgraph: FunctionGraph, node: Apply) -> dict[Variable, Va
     for x in node.inputs:
         read = x.owner
         is_read = read is not None and isinstance(read.op, AdvancedSubtensor)
-        if is_read and blocks_of(read) == blocks:
+        if is_read and blocks_of(read) == blocks and has_blocks_like(read.inputs[0], arrays[0]):
             x = read.inputs[0]
             if x not in arrays:
                 arrays.append(x)
@@ -81,6 +81,11 @@ def fills(write: Apply) -> bool:
     whole, values, *_ = write.inputs
     of_part = (False, *whole.type.broadcastable[2:])
     return values.type.ndim == 3 and values.type.broadcastable == of_part
+
+
+def has_blocks_like(x: Variable, other: Variable) -> bool:
+    """Whether no row or column of one's blocks is repeated for the other's."""
+    return x.type.broadcastable[2:] == other.type.broadcastable[2:]
 
 
 def blocks_of(node: Apply) -> list[Variable] | None:

@@ -13,7 +13,13 @@ from pytensor.compile.mode import Mode
 from pytensor.graph.replace import clone_replace
 from watch import Watch
 
-from blocksparse_ops import BlockGradient, sparse_block_dot, sparse_block_take, updates
+from blocksparse_ops import (
+    BlockGradient,
+    block_gradient,
+    sparse_block_dot,
+    sparse_block_take,
+    updates,
+)
 from blocksparse_ops.update_blocks import UpdateBlocks
 
 OPTIMIZERS = {
@@ -276,6 +282,28 @@ def test_several_uses(mode):
     np.testing.assert_allclose(model.W.get_value(), expected)
     if mode != "FAST_COMPILE":
         assert any(isinstance(node.op, UpdateBlocks) for node in nodes_of(train))
+
+
+@pytest.mark.parametrize("mode", COMPILED)
+def test_what_is_repeated_in_a_block(mode):
+    """Values, and states, with one row or one column for all of a block."""
+    rows, columns = 4, 3
+    gradients_are_one = np.ones((1, 1, rows))
+    steps, factors = {}, {}
+    for shape, is_state in (((1, columns), False), ((rows, 1), False), ((1, columns), True)):
+        factor = np.arange(1.0, 1 + np.prod(shape)).reshape(shape)
+        state = np.broadcast_to(factor, (2, 2, *shape)).copy()
+        W = pytensor.shared(np.zeros((2, 2, rows, columns)))
+        y = sparse_block_dot(W, gradients_are_one, [[1]], None, [[0]])
+        g = block_gradient(y.sum(), W)
+        by = g.of(pytensor.shared(state, shape=state.shape)) if is_state else factor
+        steps[W] = g.put(W, g.of(W) - by * g.values)
+        factors[W] = factor
+    pytensor.function([], updates=steps, mode=mode)()
+    for W, factor in factors.items():
+        expected = np.zeros(W.get_value().shape)
+        expected[1, 0] = -factor
+        np.testing.assert_array_equal(W.get_value(), expected)
 
 
 @pytest.mark.parametrize("mode", COMPILED)
