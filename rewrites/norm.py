@@ -7,8 +7,9 @@ from pytensor import scalar as ps
 from pytensor.graph.basic import Apply, Variable
 from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.rewriting.basic import copy_stack_trace, node_rewriter
-from pytensor.tensor.basic import cast, constant, get_underlying_scalar_constant_value
-from pytensor.tensor.math import Sum
+from pytensor.tensor.basic import constant, get_underlying_scalar_constant_value
+from pytensor.tensor.math import Sum, sqr
+from pytensor.tensor.variable import TensorVariable
 
 from blocksparse_ops.gradient import BlockGradient, SparseBlockGradient, merged, squared_norm
 from blocksparse_ops.ops import SparseBlockOuter
@@ -41,13 +42,17 @@ def local_sparse_block_outer_norm(
     in_use = blocks_in_use(fgraph, form)
     if in_use is None:
         return None
-    squared = squared_norm(in_use.values)
     results = {}
-    for old in sums:
-        new = cast(squared, old.outputs[0].dtype)
-        copy_stack_trace([old.outputs[0], node.outputs[0]], new)
-        results[old.outputs[0]] = old.outputs[0].type.filter_variable(new, allow_convert=True)
+    for [old] in (x.outputs for x in sums):
+        new = sum_of_squares(in_use.values, old.dtype)
+        copy_stack_trace([old, node.outputs[0]], new)
+        results[old] = old.type.filter_variable(new, allow_convert=True)
     return results
+
+
+def sum_of_squares(values: TensorVariable, dtype: str) -> TensorVariable:
+    """By our product, unless the sum is of another precision, in which it may be finite."""
+    return squared_norm(values) if dtype == values.dtype else sqr(values).sum(dtype=dtype)
 
 
 def are_of_one_shape(fgraph: FunctionGraph, form: LinearForm) -> bool:

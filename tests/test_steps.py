@@ -366,6 +366,20 @@ def test_a_norm_of_shapes_that_disagree():
         norm(*layer.values(k=3))
 
 
+@pytest.mark.parametrize(("dtype", "wide"), [("float16", "float32"), ("float32", "float64")])
+def test_a_norm_of_a_higher_precision(dtype, wide):
+    """The sum of squares is finite in that of the sum alone."""
+    x = np.full((2, 1, 8), np.sqrt(float(np.finfo(dtype).max)) / 4, dtype)
+    W, h = pytensor.shared(np.ones((3, 2, 8, 8), dtype)), pt.tensor3(dtype=dtype)
+    y = sparse_block_dot(W, h, [[0], [1]], None, [[0], [1]])
+    norm = (pt.grad(y.sum(), W) ** 2).sum(dtype=wide)
+    actual, expected = (
+        pytensor.function([h], norm, mode=mode)(x) for mode in (in_python("NUMBA"), "FAST_COMPILE")
+    )
+    assert np.isfinite(expected)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("mode", [pytest.param("CVM", marks=needs_compiler), "NUMBA"])
 def test_clipped_by_the_norm_of_several_gradients(mode):
     """Weights, a bias and weights that are used both ways: nothing but outers is as large."""
