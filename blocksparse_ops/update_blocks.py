@@ -101,6 +101,9 @@ class UpdateBlocks(COp):
         # Debugging information takes long to compile, and errno keeps roots out of vectors.
         return ["-g0", "-fno-math-errno"]
 
+    def c_header_dirs(self, **kwargs: Any) -> list[str]:
+        return self.rule.c_header_dirs(**kwargs)
+
     def c_support_code(self, **kwargs: Any) -> str:
         return self.rule.c_support_code(**kwargs)
 

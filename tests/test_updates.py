@@ -460,6 +460,7 @@ RULES = {
     "two arrays": lambda g, W: g.put(W, g.values[::-1]) + g.put(W, g.of(W) * g.of(W + 1)),
     "of another precision": lambda g, W: g.put(W.astype("float64"), g.values + np.float32(1)),
     "views": lambda g, W: g.put(W[::-1, ::-1][::-1, ::-1], pt.sqrt(abs(g.of(W)))),
+    "of a header": lambda g, W: g.put(W, pt.erfcx(g.values)),
 }
 COMPILED_RULES = ("of another precision", "views")
 
@@ -468,7 +469,10 @@ COMPILED_RULES = ("of another precision", "views")
     ("mode", "name"),
     [
         *((in_python("NUMBA"), name) for name in RULES),
-        *(pytest.param("CVM", name, marks=needs_compiler) for name in COMPILED_RULES),
+        *(
+            pytest.param("CVM", name, marks=needs_compiler)
+            for name in (*COMPILED_RULES, "of a header")
+        ),
         *(("NUMBA", name) for name in COMPILED_RULES),
     ],
 )
