@@ -13,7 +13,7 @@ from pytensor.tensor.variable import TensorVariable
 
 from blocksparse_ops.arguments import TensorOp
 from blocksparse_ops.ops import SparseBlockGemv
-from blocksparse_ops.signature import DOT, SHAPE
+from blocksparse_ops.signature import DOT, LARGEST, SHAPE
 from blocksparse_ops.zeros import full
 
 # Which of the pairs of sizes that must be equal are those of `b`.
@@ -33,7 +33,8 @@ def add_rows(
 ) -> TensorVariable:
     """``o[n, w] + table[index[n, w]]``: of an input block of size 1, each example uses a one."""
     only_block = -1 if padding_idx == 0 else 0  # the same block, by the number that pads nothing
-    one, block = full((batch, 1, 1), 1, o.dtype), full((batch, 1), only_block, "int64")
+    dtype = "uint64" if padding_idx is not None and padding_idx > LARGEST else "int64"
+    one, block = full((batch, 1, 1), 1, o.dtype), full((batch, 1), only_block, dtype)
     op = SparseBlockGemv(padding_idx=padding_idx)
     return op(o, table[None, :, None, :], one, block, index)
 

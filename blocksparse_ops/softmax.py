@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytensor.tensor as pt
 from pytensor.tensor.special import log_softmax
 from pytensor.tensor.variable import TensorVariable
@@ -154,7 +155,7 @@ def _log_probabilities(
         W_outputs[None], rows[:, None, :], pt.zeros_like(block), b_outputs, block
     )[:, 0]
     return _at(of_classes, of_target, n_classes) + _at(
-        log_softmax(logits, axis=-1), output % n_outputs_per_class, n_outputs_per_class
+        log_softmax(logits, axis=-1), output - of_target * n_outputs_per_class, n_outputs_per_class
     )
 
 
@@ -164,7 +165,7 @@ def _require_shape(
     """Raise a ValueError where it is known that a variable has another shape."""
     known = variable.type.shape
     if len(known) != len(shape) or any(
-        isinstance(size, int) and one not in (None, size)
+        isinstance(size, int | np.integer) and one not in (None, size)
         for size, one in zip(shape, known, strict=True)
     ):
         shown = ", ".join("?" if size is None else str(size) for size in shape)
@@ -175,5 +176,6 @@ def _at(values: TensorVariable, index: TensorVariable, columns: int) -> TensorVa
     """One value of each row: a sum without the others, since a gather may not check its index."""
     values = pt.specify_shape(values, (None, columns))  # one would stand for others
     counted = pt.switch(index < 0, index + columns, index)
-    is_wanted = pt.eq(counted[:, None], pt.arange(columns))
-    return pt.switch(is_wanted, values, pt.constant(0, dtype=values.dtype)).sum(axis=-1)
+    # Not by `eq`, for which PyTensor's PyTorch compares whole tensors.
+    is_another = pt.neq(counted[:, None], pt.arange(columns))
+    return pt.switch(is_another, pt.constant(0, dtype=values.dtype), values).sum(axis=-1)

@@ -63,11 +63,13 @@ def test_an_index_must_be_able_to_hold_it(dtype, value):
         SparseBlockGemv(padding_idx=value)(**arrays)
 
 
-@pytest.mark.parametrize("value", [-128, 127])
-def test_it_may_be_the_last_that_an_index_holds(value):
-    arrays = Draw(SIZES, 0, "float64", ("int8", "int8"), padding_idx=value).dot()
+@pytest.mark.parametrize(("dtype", "value"), [("int8", -128), ("int8", 127), ("uint64", 2**64 - 1)])
+def test_it_may_be_the_last_that_an_index_holds(dtype, value):
+    arrays = Draw(SIZES, 0, "float64", (dtype, dtype), padding_idx=value).dot()
     actual = sparse_block_dot(**arrays, padding_idx=value).eval(mode="FAST_COMPILE")
     oracle.assert_within_bound(actual, oracle.dot(**arrays, padding_idx=value))
+    rows = sparse_block_take(np.ones((2, 3)), np.array([1, value], dtype), padding_idx=value)
+    np.testing.assert_array_equal(rows.eval(mode="FAST_COMPILE"), [[1, 1, 1], [0, 0, 0]])
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -4,7 +4,7 @@ import numpy as np
 import pytensor
 import pytensor.tensor as pt
 import pytest
-from cases import MODES, in_python, needs_compiler
+from cases import MODES, in_python, needs_compiler, needs_library
 from pytensor.compile.mode import Mode
 from pytensor.gradient import verify_grad
 from scipy.special import log_softmax
@@ -43,6 +43,9 @@ SIZES = BATCH, OUTPUTS, CLASSES, SIZE
         ("FAST_COMPILE", "float64"),
         pytest.param("CVM", "float32", marks=needs_compiler),
         ("NUMBA", "float64"),
+        pytest.param("JAX", "float64", marks=needs_library("JAX")),
+        pytest.param("PYTORCH", "float32", marks=needs_library("PYTORCH")),
+        pytest.param("MLX", "float32", marks=needs_library("MLX")),
     ],
 )
 def test_values(mode, dtype):
@@ -55,7 +58,8 @@ def test_values(mode, dtype):
         for wanted in ((), (target_,))
     ]
     function = pytensor.function([x_, target_, *symbols], outputs, mode=mode)
-    p, p_target, log_p, log_p_target = function(x, target[:, None].astype("int32"), *arrays)
+    results = function(x, target[:, None].astype("int32"), *arrays)
+    p, p_target, log_p, log_p_target = map(np.asarray, results)
     truth = expected(x, *arrays)
     tolerance = 1e-5 if dtype == "float32" else 1e-12
     np.testing.assert_allclose(log_p, truth, tolerance, tolerance)
@@ -123,9 +127,11 @@ def test_a_target_of_any_integers():
         np.testing.assert_array_equal(of_dtype, expected)
 
 
-def test_sizes_that_disagree():
+@pytest.mark.parametrize("integer", [int, np.int64])
+def test_sizes_that_disagree(integer):
     """Above all of what has one column, which would be broadcast."""
     x, target, (W1, b1, W2, b2) = problem()
+    sizes = [integer(size) for size in SIZES]
     for wrong, told in [
         ((W1[:, :1], b1, W2, b2), r"W1 has the shape .*; expected \(\?, 4\)"),
         ((W1, b1[:1], W2, b2), r"b1 has the shape \(1,\); expected \(4\)"),
@@ -133,9 +139,9 @@ def test_sizes_that_disagree():
         ((W1, b1, W2, b2[:, :1]), r"b2 has the shape \(4, 1\); expected \(4, 5\)"),
     ]:
         with pytest.raises(ValueError, match=f"h_softmax: {told}"):
-            h_softmax(x, *SIZES, *wrong, target)
+            h_softmax(x, *sizes, *wrong, target)
     with pytest.raises(ValueError, match="h_softmax: x has the shape"):
-        h_softmax(x[:-1], *SIZES, W1, b1, W2, b2, target)
+        h_softmax(x[:-1], *sizes, W1, b1, W2, b2, target)
     unknown = pt.dmatrix("W1")
     of_one_class = h_softmax(
         x, BATCH, SIZE, 1, SIZE, unknown, b1[:1], W2[:1], b2[:1], target % SIZE
