@@ -33,6 +33,8 @@ def local_full_gemv(fgraph: FunctionGraph, node: Apply) -> list[Variable] | None
     matrix = W.transpose(0, 2, 1, 3).reshape((iBlocks * iSize, oBlocks * oSize))
     h = checked(node, "h", h, (batch, iBlocks, iSize))
     result = (h.reshape((batch, iBlocks * iSize)) @ matrix).reshape((batch, oBlocks, oSize))
+    if not is_zeros(o):
+        o = checked(node, "o", o, (batch, oBlocks, oSize))
     return [added(node, o, result)]
 
 
@@ -80,8 +82,8 @@ def batch_of_full_windows(
 def checked(
     node: Apply, name: str, x: TensorVariable, shape: tuple[int, int, int]
 ) -> TensorVariable:
-    """An argument, checked as the op does, but for how many elements it has: to reshape it does."""
-    unknown = [axis for axis in (0, 1) if x.type.shape[axis] is None]
+    """An argument, checked as the op does."""
+    unknown = [axis for axis, size in enumerate(x.type.shape) if size is None]
     if not unknown:
         return x
     told = f"{type(node.op).__name__}: {name} must have the shape {shape}, by the other arguments"

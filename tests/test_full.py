@@ -6,7 +6,13 @@ import pytensor.tensor as pt
 import pytest
 from cases import MODES, in_python
 
-from blocksparse_ops import SparseBlockGemv, SparseBlockOuter, sparse_block_dot, sparse_block_outer
+from blocksparse_ops import (
+    SparseBlockGemv,
+    SparseBlockOuter,
+    sparse_block_dot,
+    sparse_block_gemv,
+    sparse_block_outer,
+)
 from blocksparse_ops.rewrites.full import MOST_ELEMENTS
 
 BATCH, I_BLOCKS, O_BLOCKS, I_SIZE, O_SIZE = 32, 3, 2, 4, 5
@@ -137,8 +143,23 @@ def test_sizes_that_disagree_are_an_error():
     assert ours(function) == 0
     of_another_shape = h_value.transpose(0, 2, 1), h_value.reshape(BATCH // 2, -1, I_SIZE)
     for wrong in (h_value[1:], h_value[:, 1:], h_value[:, :, 1:], *of_another_shape):
-        with pytest.raises(ValueError, match=r"reshape|shape"):
+        with pytest.raises(ValueError, match="SparseBlockGemv: h must have the shape"):
             function(W_value, wrong)
+
+
+@pytest.mark.parametrize("mode", MODES[1:])
+def test_a_start_of_another_size_is_an_error(mode):
+    """Of one example or column, too, which would be repeated for all."""
+    (W, h), _ = problem()
+    o = pt.dtensor3("o")
+    out = sparse_block_gemv(o, W, h, windows(I_BLOCKS), windows(O_BLOCKS))
+    function = pytensor.function([o], out, mode=in_python(mode))
+    assert ours(function) == 0
+    start = np.ones((BATCH, O_BLOCKS, O_SIZE))
+    function(start)
+    for wrong in (start[1:], start[:1], start[:, :1], start[:, :, :1], start[:, :, 1:]):
+        with pytest.raises(ValueError, match="SparseBlockGemv: o must have the shape"):
+            function(wrong)
 
 
 @pytest.mark.parametrize("mode", MODES)
