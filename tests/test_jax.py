@@ -339,3 +339,25 @@ def test_in_a_scan_whose_sizes_are_known():
     functions = (pytensor.function([start, index], outputs, mode=mode) for mode in modes)
     for one, other in zip(*(function(*values) for function in functions), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-9)
+
+
+@pytest.fixture
+def without_x64():
+    jax.config.update("jax_enable_x64", False)
+    yield
+    jax.config.update("jax_enable_x64", True)
+
+
+@pytest.mark.parametrize("padding_idx", [-(2**63), 2**31, 2**32 + 2, 2**63 - 1])
+def test_without_x64_no_block_is_taken_for_what_pads(padding_idx, without_x64):
+    index = pt.lmatrix()
+    W, h = np.ones((3, 1, 1, 1), "float32"), np.ones((4, 1, 1), "float32")
+    zero = np.zeros((4, 1), int)
+
+    def product(padding_idx):
+        y = sparse_block_dot(W, h, index, None, zero, padding_idx=padding_idx)
+        return pytensor.function([index], y, mode="JAX")([[0], [1], [2], [-1]])
+
+    np.testing.assert_array_equal(np.ravel(product(2)), [1, 1, 0, 1])
+    with pytest.raises(NotImplementedError, match=f"padding_idx is {padding_idx}, which an index"):
+        product(padding_idx)

@@ -128,13 +128,24 @@ def unknown(values: Any) -> float | int | bool:
 
 
 def is_padding(index: Any, padding: int) -> Any:
-    """Where an index is that which names no block; a library may have made its dtype a narrower."""
+    """Where an index is that which names no block.
+
+    Raises
+    ------
+    NotImplementedError
+        If a library has given the index a narrower dtype, of which that is none: truncated, another
+        would be taken for it.
+    """
     name = dtype_name(index)
-    values = 2 ** int(name.removeprefix("u").removeprefix("int"))
-    # As integers wrap: by NumPy PyTorch's compiler would break its graph in two.
-    padding %= values
-    is_negative = name.startswith("int") and padding >= values // 2
-    return index == (padding - values if is_negative else padding)
+    numbers = 2 ** int(name.removeprefix("u").removeprefix("int"))
+    least = -numbers // 2 if name.startswith("int") else 0
+    if not least <= padding < least + numbers:
+        raise NotImplementedError(
+            f"padding_idx is {padding}, which an index of {name}, as this library makes of it, "
+            "cannot hold. Use another, for instance the number of blocks, or mode NUMBA or CVM; "
+            "JAX keeps 64 bits with jax_enable_x64"
+        )
+    return index == padding
 
 
 def count_from_start(
