@@ -79,11 +79,15 @@ def as_tensor(
     try:
         return convert(value)
     except (NotImplementedError, TypeError, ValueError) as error:
-        given = f"an array of dtype {value.dtype}" if isinstance(value, np.ndarray) else type(value)
+        given: object = type(value)
+        if isinstance(value, np.ndarray) and given is np.ndarray:
+            given = f"an array of dtype {value.dtype}"
         raise TypeError(
             f"{op}: {name} is {given}, of which no tensor can be made. Expected a tensor variable, "
-            "a NumPy array of numbers, or a list of them in which all rows have one length. Arrays "
-            "of other libraries become NumPy's by numpy.asarray(x), SciPy's matrices by x.toarray()"
+            "a NumPy array of numbers in the machine's byte order, or a list of them in which all "
+            "rows have one length. Arrays of other libraries become NumPy's by numpy.asarray(x), "
+            "SciPy's matrices by x.toarray(), other byte orders the machine's by "
+            "x.astype(x.dtype.newbyteorder('='))"
         ) from error
 
 

@@ -46,7 +46,7 @@ def block_gradient(cost: TensorVariable, W: TensorVariable) -> BlockGradient:
     Raises
     ------
     TypeError
-        If `W` has another number of dimensions.
+        If `W` is no variable, or has another number of dimensions.
     ValueError
         If the cost does not depend on `W`, or uses it for anything but products: its gradient is
         then dense, and `pytensor.grad` computes it.
@@ -77,6 +77,10 @@ def block_gradient(cost: TensorVariable, W: TensorVariable) -> BlockGradient:
            [1. , 1. ],
            [1. , 0.9]])
     """
+    if not isinstance(W, TensorVariable):
+        raise TypeError(
+            f"block_gradient: W is {type(W)}; expected the tensor variable that the cost is of"
+        )
     if W.type.ndim not in AXES_OF_BLOCKS:
         raise TypeError(f"block_gradient: W has {W.type.ndim} dimensions; expected {SHAPES}")
     uses = list(uses_in(cost, W))

@@ -328,6 +328,7 @@ def counted_index(
     array = as_tensor(caller, name, index, np.asarray)
     if isinstance(index, list | tuple) and not array.size:
         array = array.astype("int64")
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
     require_integers(caller, name, array)
     require_padding(caller, name, array, padding_idx)
     axis = f"the number of {name[:-3]} blocks"

@@ -292,6 +292,8 @@ NO_TENSORS = {
     "a ragged list": [[0, 1], [0]],
     "of objects": np.array([[None, 1]], object),
     "of words": [["one", "two"]],
+    "of another byte order": np.ones((3, 4)).astype(">f8"),
+    "with a mask": np.ma.masked_equal(np.ones((3, 4)), 0),
     "a buffer": memoryview(b"abc"),
     "a dict": {"a": 1},
 }

@@ -215,6 +215,8 @@ def test_what_has_no_such_gradient():
         block_gradient(m.h.sum(), m.W)
     with pytest.raises(TypeError, match="W has 1 dimensions; expected"):
         block_gradient(m.dot(m.W).sum(), m.i[0])
+    with pytest.raises(TypeError, match=r"W is <class 'numpy\.ndarray'>; expected"):
+        block_gradient(m.dot(m.W).sum(), np.ones((2, 2, 2, 2)))
     gradient = block_gradient(m.dot(m.W).sum(), m.W)
     with pytest.raises(ValueError, match=r"BlockGradient.dense: shape is \(1,\)"):
         gradient.dense((1,))

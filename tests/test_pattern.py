@@ -89,6 +89,8 @@ def test_indices_of_one_example_small_and_empty():
     count = block_counts(np.array([-1, 0], "int8"), np.array([199], "uint8"), (200, 200))
     assert count[[199, 0], 199].tolist() == [1, 1]
     assert count.sum() == 2
+    swapped = np.array([-1, 0]).astype(">i8"), np.array([1]).astype("<i2")
+    assert block_counts(*swapped, (3, 2))[:, 1].tolist() == [1, 0, 1]
     assert not block_counts([[], []], [[0], [1]], (3, 2)).any()
     with pytest.raises(IndexError, match=r"block_counts: inputIdx\[1\] = 3 .* in \[-3, 3\)"):
         block_counts([0, 3], [0], (3, 2))
