@@ -14,6 +14,8 @@ from blocksparse_ops import sparse_block_dot
 SIZES = Sizes(iBlocks=3, oBlocks=4, iSize=5, oSize=6, iWin=2, oWin=3, batch=7)
 # Enough rows for each block that the triples are sorted.
 SORTED = Sizes(iBlocks=1, oBlocks=2, iSize=5, oSize=6, iWin=2, oWin=3, batch=7)
+# One place a window, and more outputs than inputs.
+SINGLE = Sizes(iBlocks=3, oBlocks=4, iSize=2, oSize=6, iWin=1, oWin=1, batch=7)
 
 
 @cache
@@ -39,7 +41,9 @@ def assert_nan_exactly_where(values, rows):
     np.testing.assert_array_equal(np.isnan(values), np.broadcast_to(rows[..., None], values.shape))
 
 
-@pytest.mark.parametrize("sizes", [SIZES, SORTED], ids=["as they stand", "sorted"])
+@pytest.mark.parametrize(
+    "sizes", [SIZES, SORTED, SINGLE], ids=["as they stand", "sorted", "single"]
+)
 @pytest.mark.parametrize("which", [0, 1], ids=["input", "output"])
 @pytest.mark.parametrize(("index_dtype", "wrong"), WRONG_INDICES)
 @pytest.mark.parametrize("mode", ARRAY_MODES)

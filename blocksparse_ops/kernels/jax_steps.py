@@ -345,6 +345,10 @@ def gemv_in_steps(
     if sizes.triples and W.size:
         how = {"transposed": transposed, "may_be_none": may_be_none}
         if of_step := examples_of_step(sizes, W):
+            can_hold_nan = jnp.issubdtype(h.dtype, jnp.inexact)
+            if wrong is not None and sizes.outputs == 1 and h.size < o.size and can_hold_nan:
+                # Of one output all is NaN if what is multiplied is, which is less to go over.
+                h, wrong = jnp.where(wrong[:, :, None], jnp.nan, h), None
             result = gemv_by_example(o, W, h, i, j, of_step, **how)
         elif reuse_of(sizes) >= SORTED_REUSE:
             sums = add_by_block(fold(o), W, h, i, j, sizes, transposed, padding, constants)
