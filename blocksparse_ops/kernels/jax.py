@@ -16,7 +16,8 @@ from jax.core import Tracer
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from blocksparse_ops.kernels.jax_steps import Constants, counted, gemv_in_steps, outer_in_steps
+from blocksparse_ops.kernels.jax_constants import Constants
+from blocksparse_ops.kernels.jax_steps import counted, gemv_in_steps, outer_in_steps
 from blocksparse_ops.kernels.mapped import Axes, map_gemv, map_outer
 
 # In each argument, None where none is asked for.
