@@ -12,7 +12,7 @@ from pytensor.compile.mode import get_mode
 from pytensor.graph import FunctionGraph
 from test_values import PROBLEMS, LibraryValues
 
-from blocksparse_ops import SparseBlockGemv, sparse_block_gemv
+from blocksparse_ops import SparseBlockGemv, sparse_block_dot, sparse_block_gemv
 
 torch = pytest.importorskip("torch")
 from torch._dynamo.utils import counters  # noqa: E402
@@ -53,6 +53,37 @@ def test_compiled(problem, sizes, padding_idx, monkeypatch):
         oracle.assert_within_bound(function(*enter(*arrays)), expect(*arrays, padding_idx))
     assert counters["stats"]["unique_graphs"] > 0
     assert bool(counters["graph_break"]) == (problem == "dot")
+
+
+@pytest.mark.parametrize("sizes", [(1, 5), (4, 1), (1, 1)], ids=str)
+def test_compiled_a_wrong_index_of_one_block_is_an_error(sizes, monkeypatch):
+    """Which the compiler may not leave out, though all indices name one block."""
+    arrays = Draw(Sizes(*sizes, 3, 4, 1, 1, 2), 0, "float64").gemv()
+    inputs = symbols(arrays, is_static=True)
+    monkeypatch.delenv("TORCHDYNAMO_DISABLE")
+    with torch._dynamo.config.patch(disable=False):
+        torch.compiler.reset()
+        function = pytensor.function(
+            list(inputs.values()), sparse_block_gemv(**inputs), mode="PYTORCH"
+        )
+        function(*arrays.values())
+        for name in ("inputIdx", "outputIdx"):
+            wrong = arrays | {name: np.array([[0], [7]])}
+            with pytest.raises(IndexError, match=rf"{name}\[1, 0\] = 7 is out of range"):
+                function(*wrong.values())
+
+
+def test_what_computes_with_the_columns_of_a_bias():
+    arrays = Draw(SIZES[0], 0, "float64").dot()
+    inputs = symbols(arrays)
+    y = sparse_block_dot(**inputs)
+    outputs = [y.shape[2] + 1, y - y.mean(-1, keepdims=True)]
+    columns, centred = pytensor.function(list(inputs.values()), outputs, mode="PYTORCH")(
+        *arrays.values()
+    )
+    value = y.eval(dict(zip(inputs.values(), arrays.values(), strict=True)), mode="FAST_COMPILE")
+    assert columns == value.shape[2] + 1
+    np.testing.assert_allclose(centred, value - value.mean(-1, keepdims=True), atol=1e-12)
 
 
 def torchified(inputs, output):
@@ -104,6 +135,18 @@ def test_vmap(mapped, padding_idx):
     for one in range(3):
         single = [value[one] if k in mapped else value for k, value in enumerate(values)]
         torch.testing.assert_close(actual[one], function(*single), equal_nan=True)
+
+
+def test_vmap_of_vmap():
+    arrays = Draw(SIZES[0], 0, "float64").gemv()
+    inputs = symbols(arrays)
+    function = torchified(list(inputs.values()), sparse_block_gemv(**inputs))
+    o, W, h, *indices = (torch.tensor(a) for a in arrays.values())
+    scales = torch.arange(1.0, 7.0, dtype=torch.float64).reshape(2, 3, 1, 1, 1)
+    inner = torch.vmap(lambda h: function(o, W, h, *indices))
+    actual = torch.vmap(inner)(scales * h)
+    for k in np.ndindex(2, 3):
+        torch.testing.assert_close(actual[k], function(o, W, scales[k] * h, *indices))
 
 
 def test_vmap_over_weights_tells_a_wrong_index():

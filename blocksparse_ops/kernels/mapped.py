@@ -35,7 +35,8 @@ def with_axis(xp: ModuleType, values: Any, axis: int | None, count: int) -> Any:
     """The values with the mapped axis in front, repeated if they have none."""
     if axis is None:
         return xp.broadcast_to(values, (count, *values.shape))
-    return xp.moveaxis(values, axis, 0)
+    # PyTorch maps `movedim` alone in a function that is mapped again.
+    return getattr(xp, "movedim", xp.moveaxis)(values, axis, 0)
 
 
 def no_block_of(padding: int | None) -> int | None:

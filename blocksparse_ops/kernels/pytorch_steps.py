@@ -228,14 +228,13 @@ def _(
 
 
 def place_of(index: Tensor, blocks: int, padding: int | None) -> Tensor:
-    """What an index that is in range counts from the start, or NO_BLOCK; of one block it need not
-    be read."""
-    if padding is not None:
-        place = torch.where(index < 0, index + blocks, index)
-        return torch.where(index == padding, NO_BLOCK, place)
-    if blocks == 1:
-        return torch.zeros(index.shape, dtype=torch.int64, device=index.device)
-    return torch.where(index < 0, index + blocks, index)
+    """What an index that is in range counts from the start, or NO_BLOCK.
+
+    It is read where there is one block, too: PyTorch's compiler leaves out a check whose result
+    nothing is computed from.
+    """
+    place = torch.where(index < 0, index + blocks, index)
+    return place if padding is None else torch.where(index == padding, NO_BLOCK, place)
 
 
 def gemv_fused(

@@ -124,5 +124,11 @@ def pytorch_funcify_allocation(op: Alloc, node: Apply, **kwargs: Any) -> Callabl
     return lambda value, *_: torch.full(shape, number, dtype=value.dtype, device=value.device)
 
 
-pytorch_funcify.register(CheckedColumns, funcify_CheckedColumns)
+@pytorch_funcify.register(CheckedColumns)
+def pytorch_funcify_CheckedColumns(op: CheckedColumns, **kwargs: Any) -> Callable:
+    columns_of = funcify_CheckedColumns(op)
+    # PyTensor's other ops take no number.
+    return lambda W, b: torch.tensor(columns_of(W, b))
+
+
 pytorch_funcify.register(SparseBlockGradient, refuse_gradient)
