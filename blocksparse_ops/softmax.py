@@ -154,6 +154,7 @@ def _log_probabilities(
     logits = sparse_block_dot(
         W_outputs[None], rows[:, None, :], pt.zeros_like(block), b_outputs, block
     )[:, 0]
+    # The place in the class is a difference: PyTensor's PyTorch has no remainder.
     return _at(of_classes, of_target, n_classes) + _at(
         log_softmax(logits, axis=-1), output - of_target * n_outputs_per_class, n_outputs_per_class
     )

@@ -33,8 +33,6 @@ def local_full_gemv(fgraph: FunctionGraph, node: Apply) -> list[Variable] | None
     matrix = W.transpose(0, 2, 1, 3).reshape((iBlocks * iSize, oBlocks * oSize))
     h = checked(node, "h", h, (batch, iBlocks, iSize))
     result = (h.reshape((batch, iBlocks * iSize)) @ matrix).reshape((batch, oBlocks, oSize))
-    if not is_zeros(o):
-        o = checked(node, "o", o, (batch, oBlocks, oSize))
     return [added(node, o, result)]
 
 
@@ -80,7 +78,7 @@ def batch_of_full_windows(
 
 
 def checked(
-    node: Apply, name: str, x: TensorVariable, shape: tuple[int, int, int]
+    node: Apply, name: str, x: TensorVariable, shape: tuple[int | None, ...]
 ) -> TensorVariable:
     """An argument, checked as the op does."""
     unknown = [axis for axis, size in enumerate(x.type.shape) if size is None]
@@ -93,7 +91,8 @@ def checked(
 
 def added(node: Apply, o: TensorVariable, result: TensorVariable) -> Variable:
     """A result of zeros is the product alone."""
-    result = result if is_zeros(o) else o + result
+    if not is_zeros(o):
+        result = checked(node, "o", o, result.type.shape) + result
     [old] = node.outputs
     copy_stack_trace(old, result)
     return old.type.filter_variable(result, allow_convert=True)

@@ -28,6 +28,16 @@ class TestPyTorch(LibraryValues):
     mode = "PYTORCH"
 
 
+@pytest.fixture
+def compiler(monkeypatch):
+    """PyTorch's own, which tests switch off, with nothing compiled yet."""
+    monkeypatch.delenv("TORCHDYNAMO_DISABLE")
+    with torch._dynamo.config.patch(disable=False):
+        torch.compiler.reset()
+        counters.clear()
+        yield
+
+
 @pytest.mark.parametrize(
     ("problem", "sizes", "padding_idx"),
     [
@@ -36,7 +46,7 @@ class TestPyTorch(LibraryValues):
         ("outer", FEW_SIZES[3], -1),
     ],
 )
-def test_compiled(problem, sizes, padding_idx, monkeypatch):
+def test_compiled(problem, sizes, padding_idx, compiler):
     """Through PyTorch's compiler, which for the first of these sizes gets a form of its own.
 
     It breaks its graph in two where zeros are allocated, of sizes that are computed, alone.
@@ -44,33 +54,24 @@ def test_compiled(problem, sizes, padding_idx, monkeypatch):
     build, draw, enter, expect = PROBLEMS[problem]
     arrays = draw(Draw(sizes, 2, "float32", padding_idx=padding_idx)).values()
     inputs = list(symbols(dict(enumerate(enter(*arrays)))).values())
-    monkeypatch.delenv("TORCHDYNAMO_DISABLE")
-    with torch._dynamo.config.patch(disable=False):
-        torch.compiler.reset()
-        counters.clear()
-        output = build(*inputs, padding_idx=padding_idx)
-        function = pytensor.function(inputs, output, mode="PYTORCH")
-        oracle.assert_within_bound(function(*enter(*arrays)), expect(*arrays, padding_idx))
+    output = build(*inputs, padding_idx=padding_idx)
+    function = pytensor.function(inputs, output, mode="PYTORCH")
+    oracle.assert_within_bound(function(*enter(*arrays)), expect(*arrays, padding_idx))
     assert counters["stats"]["unique_graphs"] > 0
     assert bool(counters["graph_break"]) == (problem == "dot")
 
 
 @pytest.mark.parametrize("sizes", [(1, 5), (4, 1), (1, 1)], ids=str)
-def test_compiled_a_wrong_index_of_one_block_is_an_error(sizes, monkeypatch):
+def test_compiled_a_wrong_index_of_one_block_is_an_error(sizes, compiler):
     """Which the compiler may not leave out, though all indices name one block."""
     arrays = Draw(Sizes(*sizes, 3, 4, 1, 1, 2), 0, "float64").gemv()
     inputs = symbols(arrays, is_static=True)
-    monkeypatch.delenv("TORCHDYNAMO_DISABLE")
-    with torch._dynamo.config.patch(disable=False):
-        torch.compiler.reset()
-        function = pytensor.function(
-            list(inputs.values()), sparse_block_gemv(**inputs), mode="PYTORCH"
-        )
-        function(*arrays.values())
-        for name in ("inputIdx", "outputIdx"):
-            wrong = arrays | {name: np.array([[0], [7]])}
-            with pytest.raises(IndexError, match=rf"{name}\[1, 0\] = 7 is out of range"):
-                function(*wrong.values())
+    function = pytensor.function(list(inputs.values()), sparse_block_gemv(**inputs), mode="PYTORCH")
+    function(*arrays.values())
+    for name in ("inputIdx", "outputIdx"):
+        wrong = arrays | {name: np.array([[0], [7]])}
+        with pytest.raises(IndexError, match=rf"{name}\[1, 0\] = 7 is out of range"):
+            function(*wrong.values())
 
 
 def test_what_computes_with_the_columns_of_a_bias():

@@ -75,10 +75,8 @@ class Operand:
 
     @property
     def has_no_gaps(self):
-        if self.is_one:
-            return "True" if self.repeats[-2] else "rows == 1"
-        if self.repeats[-2]:
-            return "rows == 1"
+        if any(self.repeats[-2:]):
+            return "True" if all(self.repeats[-2:]) else "rows == 1"
         return f"{self.name}.strides[-2] == columns * {self.name}.itemsize"
 
 
