@@ -181,8 +181,9 @@ def held_up_by(fgraph: FunctionGraph, node: Apply) -> Iterator[Apply]:
 
     Of a number, which costs nothing to copy, the new value counts, too.
     """
-    new_values = [node.outputs[k] for k in node.op.destroy_map]
-    arrays = [x for x in new_values if x in fgraph.outputs and getattr(x.type, "ndim", None) != 0]
+    new_values = {fgraph.outputs[k] for k in fgraph.update_mapping or ()}
+    written = [node.outputs[k] for k in node.op.destroy_map]
+    arrays = [x for x in written if x in new_values and getattr(x.type, "ndim", None) != 0]
     needed = [x for x in node.outputs if x not in arrays]
     return must_run_after(fgraph, node, needed)
 

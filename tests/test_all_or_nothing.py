@@ -241,6 +241,17 @@ def test_an_outer_into_old_values(mode):
 
 
 @pytest.mark.parametrize("mode", GRAPHS)
+def test_an_outer_into_what_is_returned(mode):
+    """It is no new value, so it is computed beside the old one."""
+    problem = Problem(2)
+    [W] = weights(problem.rng, "W")
+    h, index = problem.h, problem.index
+    returned = W / (1 + W**2)
+    updates = [(W, sparse_block_outer(returned, h, h, *index))]
+    check_copies(problem, updates, mode(), returned)
+
+
+@pytest.mark.parametrize("mode", GRAPHS)
 def test_a_step_in_a_part_of_a_copy(mode):
     """Its blocks are those of the copy."""
     problem = Problem(4)
