@@ -181,7 +181,8 @@ def held_up_by(fgraph: FunctionGraph, node: Apply) -> Iterator[Apply]:
 
     Of a number, which costs nothing to copy, the new value counts, too.
     """
-    new_values = {fgraph.outputs[k] for k in fgraph.update_mapping or ()}
+    updates = fgraph.update_mapping or {}
+    new_values = {x for k, x in enumerate(fgraph.outputs) if k in updates}
     written = [node.outputs[k] for k in node.op.destroy_map]
     arrays = [x for x in written if x in new_values and getattr(x.type, "ndim", None) != 0]
     needed = [x for x in node.outputs if x not in arrays]
