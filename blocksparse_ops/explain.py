@@ -10,6 +10,7 @@ from typing import Any, TextIO
 import pytensor
 from pytensor.graph.basic import Variable
 from pytensor.graph.features import Feature
+from pytensor.graph.op import Op
 from pytensor.graph.traversal import walk
 
 from blocksparse_ops.base import SparseBlockOp
@@ -104,9 +105,16 @@ def graphs_of(fgraph: Any) -> Iterator[Any]:
     """A graph and those of loops and other ops in it."""
     yield fgraph
     for node in fgraph.apply_nodes:
-        inner = getattr(node.op, "fgraph", None)
-        if hasattr(inner, "apply_nodes"):
+        for inner in inner_graphs(node.op):
             yield from graphs_of(inner)
+
+
+def inner_graphs(op: Op) -> list[Any]:
+    """The graphs inside an op: of a lazy choice, one for each branch."""
+    graphs = (
+        op.inner_graphs.values() if hasattr(op, "inner_graphs") else [getattr(op, "fgraph", None)]
+    )
+    return [graph for graph in graphs if hasattr(graph, "apply_nodes")]
 
 
 def place_of(x: Variable) -> str:

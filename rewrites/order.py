@@ -22,6 +22,7 @@ from pytensor.tensor.shape import Shape_i
 
 from blocksparse_ops.base import SparseBlockOp
 from blocksparse_ops.bias import CheckedColumns
+from blocksparse_ops.explain import inner_graphs
 from blocksparse_ops.ops import SparseBlockOuter
 from blocksparse_ops.part import SparseBlockOuterInPart
 from blocksparse_ops.rewrites.checks import OUTERS, arguments_of, is_refused, unwritten
@@ -34,8 +35,7 @@ def may_raise(op: Op) -> bool:
         return True
     if hasattr(op, "core_op"):
         return may_raise(op.core_op)
-    graph = getattr(op, "fgraph", None)
-    return graph is not None and any(may_raise(node.op) for node in graph.apply_nodes)
+    return any(may_raise(node.op) for graph in inner_graphs(op) for node in graph.apply_nodes)
 
 
 def destroyers_of(fgraph: FunctionGraph, held: Iterable[Variable]) -> list[Apply]:

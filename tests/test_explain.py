@@ -4,6 +4,7 @@ import pytensor
 import pytensor.tensor as pt
 import pytest
 from cases import in_python
+from pytensor import ifelse
 
 from blocksparse_ops import explain
 
@@ -60,6 +61,11 @@ def test_why_a_gather_was_left(capsys, name):
 def test_in_a_loop(capsys):
     out = pytensor.scan(lambda k: x[:, None, :] @ B[i + k], pt.arange(3), return_updates=False)
     assert "SparseBlockGemv" in told(capsys, out)
+
+
+def test_in_a_branch(capsys):
+    chosen = ifelse(x[0, 0], (x[:, None, :] @ B[i]).sum(), B.sum())
+    assert "SparseBlockGemv" in told(capsys, chosen, "NUMBA")
 
 
 def test_nothing_to_tell(capsys):
