@@ -6,10 +6,11 @@ import numpy as np
 import pytensor
 import pytensor.tensor as pt
 import pytest
-from cases import needs_library
+from cases import Draw, Sizes, needs_library, symbols
+from pytensor.graph.replace import vectorize_graph
 from test_values import LibraryValues
 
-from blocksparse_ops import sparse_block_dot
+from blocksparse_ops import reference, sparse_block_dot, sparse_block_gemv, sparse_block_outer
 
 pytestmark = needs_library("MLX")
 
@@ -28,3 +29,22 @@ def test_a_negative_stride_along_one_element_is_refused():
     with pytest.raises(ValueError, match="negative strides"):
         function(column)
     np.testing.assert_array_equal(function(column.copy()), 3)
+
+
+OPS = {
+    "gemv": (sparse_block_gemv, Draw.gemv, reference.gemv),
+    "outer": (sparse_block_outer, Draw.outer, reference.outer),
+}
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_vectorize_over_all_where_triples_are_sorted(name):
+    """MLX maps no search of the sorted numbers."""
+    op, draw, expected = OPS[name]
+    draws = [draw(Draw(Sizes(2, 2, 3, 3, 2, 2, 20), seed, "float64")) for seed in range(3)]
+    stacked = {k: np.stack([one[k] for one in draws]) for k in draws[0]}
+    inputs, batched = symbols(draws[0]), symbols(stacked)
+    out = vectorize_graph(op(*inputs.values()), {inputs[k]: batched[k] for k in inputs})
+    function = pytensor.function(list(batched.values()), out, mode="MLX")
+    for actual, one in zip(function(*stacked.values()), draws, strict=True):
+        np.testing.assert_allclose(actual, expected(*one.values()), rtol=1e-12)

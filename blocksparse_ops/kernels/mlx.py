@@ -43,6 +43,17 @@ def matmul(one: mx.array, other: mx.array) -> mx.array:
     return (one[..., None] * other[..., None, :, :]).sum(-2).astype(one.dtype)
 
 
+def searchsorted(ascending: mx.array, values: mx.array) -> mx.array:
+    """How many are less than each value: by halving, for MLX maps no search of what is mapped."""
+    size = ascending.size
+    less = mx.zeros(values.shape, mx.int64)
+    for exponent in reversed(range(size.bit_length())):
+        more = less + (1 << exponent)
+        is_less = mx.logical_and(more <= size, ascending[mx.minimum(more, size) - 1] < values)
+        less = mx.where(is_less, more, less)
+    return less
+
+
 def steps_of(inputIdx: mx.array, outputIdx: mx.array, blocks: mx.array) -> Iterable[Step]:
     """The steps of a product with these blocks; the indices are counted from the start."""
     sizes = sizes_of(inputIdx, outputIdx, blocks.shape[:2])
@@ -51,7 +62,7 @@ def steps_of(inputIdx: mx.array, outputIdx: mx.array, blocks: mx.array) -> Itera
     form = choose_form(sizes, *blocks.shape[2:], step_elements=STEP_ELEMENTS)
     if not multiplies_matrices(blocks.dtype):
         form = Form(1, form.tiles)
-    tiles = cut(mx, inputIdx, outputIdx, sizes, form)
+    tiles = cut(mx, inputIdx, outputIdx, sizes, form, searchsorted)
     return (rows_of_step(mx, tiles, number) for number in range(tiles.most_steps))
 
 

@@ -8,7 +8,7 @@ The functions take the namespace `xp` of a library; what they use of it is calle
 array is Any: there is no type that the arrays of all libraries have.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -197,20 +197,28 @@ def sorted_by_block(xp: ModuleType, block: Any, sizes: Sizes) -> tuple[Any, Any]
     return key // sizes.triples, key % sizes.triples
 
 
-def cut(xp: ModuleType, inputIdx: Any, outputIdx: Any, sizes: Sizes, form: Form) -> Tiles:
+def cut(
+    xp: ModuleType,
+    inputIdx: Any,
+    outputIdx: Any,
+    sizes: Sizes,
+    form: Form,
+    searchsorted: Callable | None = None,
+) -> Tiles:
     """Cut the triples into tiles. The indices are counted from the start."""
+    searchsorted = searchsorted or xp.searchsorted
     left, right = inputIdx.reshape(-1), outputIdx.reshape(-1)
     if form.rows == 1:
         steps = -(-sizes.triples // form.tiles)
         return Tiles(sizes, form, left, right, None, None, steps)
     block = inputIdx[:, :, None] * (sizes.oBlocks + 1) + outputIdx[:, None, :]
     block, order = sorted_by_block(xp, block.reshape(-1), sizes)
-    within = xp.arange(sizes.triples) - xp.searchsorted(block, block)
+    within = xp.arange(sizes.triples) - searchsorted(block, block)
     tile = xp.cumsum(within % form.rows == 0) - 1
     # Whole steps: those past the last tile are empty.
     most_steps = -(-most_tiles(sizes, form.rows) // form.tiles)
     ends = xp.arange(most_steps * form.tiles + 1)
-    starts = xp.searchsorted(tile, ends.astype(tile.dtype))
+    starts = searchsorted(tile, ends.astype(tile.dtype))
     return Tiles(sizes, form, left, right, order, starts, tile[-1] // form.tiles + 1)
 
 
