@@ -57,10 +57,11 @@ def h_softmax(
     ValueError
         If there are fewer places in the classes than outputs, or it is known that sizes disagree.
     AssertionError
-        When the graph runs, for a number of classes, or of outputs in each, that the weights have
-        not.
+        When the graph runs, for a number of classes that W1 and b1 have not or, without a target,
+        W2 and b2, or of outputs in each that W2 and b2 have not. What PyTensor would broadcast is
+        a ValueError.
     IndexError
-        When the graph runs, for a target whose class is none, as the outputIdx of a product.
+        When the graph runs, for a target whose class is none of W2, as the outputIdx of a product.
 
     Notes
     -----
@@ -145,6 +146,7 @@ def _log_probabilities(
     if target is None:
         logits = pt.tensordot(rows, W_outputs, [[1], [1]]) + b_outputs
         together = of_classes[:, :, None] + log_softmax(logits, axis=-1)
+        together = pt.specify_shape(together, (None, n_classes, n_outputs_per_class))
         return together.reshape((batch_size, n_classes * n_outputs_per_class))[:, :n_outputs]
     output = as_block_index(name, "target", target).flatten()
     require_integers(name, "target", output)

@@ -9,7 +9,7 @@ import pytest
 from cases import ARRAY_MODES, Draw, Sizes, array_modes, symbols
 from test_errors import WRONG_INDICES
 
-from blocksparse_ops import sparse_block_dot
+from blocksparse_ops import sparse_block_dot, sparse_block_gemv
 
 SIZES = Sizes(iBlocks=3, oBlocks=4, iSize=5, oSize=6, iWin=2, oWin=3, batch=7)
 # Enough rows for each block that the triples are sorted.
@@ -88,3 +88,15 @@ def test_a_wrong_constant_is_told_when_the_graph_is_compiled(mode):
     out = sparse_block_dot(W, h, [[0]], None, pt.as_tensor([[1]]) + 2)
     with pytest.raises(IndexError, match=r"SparseBlockGemv: outputIdx\[0, 0\] = 3"):
         pytensor.function([W, h], out, mode=mode)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int64", "uint64"])
+@pytest.mark.parametrize("mode", array_modes("JAX", "MLX"))
+def test_a_wrong_index_of_integers(mode, dtype):
+    """What stands for no number is the least, or of those without a sign the largest."""
+    o, W, h = (np.ones(shape, dtype) for shape in ((2, 1, 1), (3, 1, 2, 1), (2, 1, 2)))
+    index, zeros = pt.lmatrix("index"), np.zeros((2, 1), "int64")
+    product = pytensor.function([index], sparse_block_gemv(o, W, h, index, zeros), mode=mode)
+    limits = np.iinfo(dtype)
+    expected = [3, limits.max if limits.min == 0 else limits.min]
+    np.testing.assert_array_equal(np.ravel(product(np.array([[2], [3]]))), expected)

@@ -150,6 +150,17 @@ def test_sizes_that_disagree(integer):
         of_one_class.eval({unknown: W1}, mode=in_python("NUMBA"))
 
 
+@pytest.mark.parametrize(("classes", "size"), [(CLASSES + 1, SIZE), (2 * SIZE, CLASSES // 2)])
+def test_other_classes_than_the_weights_have(classes, size):
+    """The weights say nothing when the graph is built; there may be as many places in all."""
+    x, _, _ = problem()
+    weights = [pt.dmatrix("W1"), pt.dvector("b1"), pt.dtensor3("W2"), pt.dmatrix("b2")]
+    shapes = (x.shape[1], classes), (classes,), (classes, x.shape[1], size), (classes, size)
+    function = pytensor.function(weights, h_softmax(x, *SIZES, *weights), mode=in_python("NUMBA"))
+    with pytest.raises(AssertionError, match="SpecifyShape"):
+        function(*map(np.ones, shapes))
+
+
 def test_arguments_that_do_not_fit():
     x, target, arrays = problem()
     with pytest.raises(ValueError, match=r"h_softmax: n_outputs = 21 is more than .* = 4 \* 5"):

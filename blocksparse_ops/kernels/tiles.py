@@ -116,7 +116,7 @@ def dtype_name(values: Any) -> str:
     return str(values.dtype).split(".")[-1]
 
 
-def unknown(values: Any) -> float | int | bool:
+def unknown(values: Any) -> float | bool | np.integer:
     """What stands for a result that cannot be known: NaN, or what JAX fills integers with."""
     name = dtype_name(values)
     if "float" in name or "complex" in name:
@@ -124,7 +124,8 @@ def unknown(values: Any) -> float | int | bool:
     if "bool" in name:
         return True
     limits = np.iinfo(name)
-    return limits.max if limits.min == 0 else limits.min
+    # A number of Python's may have 63 bits.
+    return limits.dtype.type(limits.max if limits.min == 0 else limits.min)
 
 
 def is_padding(index: Any, padding: int) -> Any:
