@@ -48,13 +48,14 @@ class PatternCosts:
     bytes_read : int
         What must be read at least once: the blocks in use and the windows' values.
     bytes_gathered : int
-        What a copy of the blocks for each example would take, which no backend makes.
+        What a copy of the blocks for each example would take, as array libraries make it of what
+        is small, and no backend of the rest.
     kernel_path : str
         What the C++ and Numba kernels do: "one pattern" if all examples use the same blocks, which
-        then need no sorting, else "block by block".
+        then need no sorting, else "block by block"; small blocks as the examples stand.
     library_path : str
         What JAX, PyTorch and MLX do: "as it stands", or, from four triples on for each of all
-        blocks, in use or not, "in tiles of n rows", sorted by block.
+        blocks, in use or not, "in tiles of n rows", sorted by block. What is small they gather.
     """
 
     examples: int
