@@ -111,10 +111,8 @@ def graphs_of(fgraph: Any) -> Iterator[Any]:
 
 def inner_graphs(op: Op) -> list[Any]:
     """The graphs inside an op: of a lazy choice, one for each branch."""
-    graphs = (
-        op.inner_graphs.values() if hasattr(op, "inner_graphs") else [getattr(op, "fgraph", None)]
-    )
-    return [graph for graph in graphs if hasattr(graph, "apply_nodes")]
+    graphs = getattr(op, "inner_graphs", {"": getattr(op, "fgraph", None)})
+    return [graph for graph in graphs.values() if hasattr(graph, "apply_nodes")]
 
 
 def place_of(x: Variable) -> str:

@@ -316,35 +316,32 @@ def test_sizes_that_disagree(x_size, y_size, y_batch, mode):
     assert [state_of(W), state_of(V)] == before
 
 
-def steps_by_choice(kind, condition, U, V, W, loss):
-    """Updates of which one needs a product of W if the condition is not zero."""
-    one = pt.constant(1.0, dtype="float64")
-    stepped = W - 0.1 * pt.grad(loss, W)
-    return {
-        "a scale": lambda: [(U, U * 2), (V, V * ifelse(condition, loss, one))],
-        "a sum": lambda: [(V, V * ifelse(condition, loss, W.sum())), (U, U * 2)],
-        "a step": lambda: [(V, V * 2), (W, ifelse(condition, stepped, W))],
-        "a step into a copy": lambda: [(V, V * 2), (W, ifelse(condition, stepped, V * 3))],
-        "of new values": lambda: [(V, V * condition), (W, ifelse(condition, W * loss, V * 3))],
-        "a choice in a choice": lambda: [
-            (V, V * 2),
-            (W, ifelse(condition, W * ifelse(condition, loss, one), W)),
-        ],
-    }[kind]()
+ONE = pt.constant(1.0, dtype="float64")
 
 
-KINDS = [
-    "a scale",
-    "a sum",
-    "a step",
-    "a step into a copy",
-    "of new values",
-    "a choice in a choice",
-]
+def stepped(W, loss):
+    return W - 0.1 * pt.grad(loss, W)
+
+
+# Updates of which one needs a product of W, and its loss, if the condition is not zero.
+STEPS_BY_CHOICE = {
+    "a scale": lambda c, U, V, W, loss: [(U, U * 2), (V, V * ifelse(c, loss, ONE))],
+    "a sum": lambda c, U, V, W, loss: [(V, V * ifelse(c, loss, W.sum())), (U, U * 2)],
+    "a step": lambda c, U, V, W, loss: [(V, V * 2), (W, ifelse(c, stepped(W, loss), W))],
+    "a step into a copy": lambda c, U, V, W, loss: [
+        (V, V * 2),
+        (W, ifelse(c, stepped(W, loss), V * 3)),
+    ],
+    "of new values": lambda c, U, V, W, loss: [(V, V * c), (W, ifelse(c, W * loss, V * 3))],
+    "a choice in a choice": lambda c, U, V, W, loss: [
+        (V, V * 2),
+        (W, ifelse(c, W * ifelse(c, loss, ONE), W)),
+    ],
+}
 
 
 @pytest.mark.parametrize("mode", MODES[1:])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", STEPS_BY_CHOICE)
 def test_a_lazy_choice(kind, mode):
     """What it needs is computed before anything is written, and if it is chosen alone."""
     problem = Problem(2)
@@ -352,7 +349,7 @@ def test_a_lazy_choice(kind, mode):
     condition = pt.scalar("condition")
     problem.inputs.append(condition)
     y = sparse_block_dot(W, problem.h, problem.index[0], None, problem.index[1])
-    updates = steps_by_choice(kind, condition, U, V, W, (y**2).sum())
+    updates = STEPS_BY_CHOICE[kind](condition, U, V, W, (y**2).sum())
     function = problem.compile(updates, mode)
     variables = [variable for variable, _ in updates]
     before = [state_of(variable) for variable in variables]
