@@ -48,3 +48,21 @@ def test_vectorize_over_all_where_triples_are_sorted(name):
     function = pytensor.function(list(batched.values()), out, mode="MLX")
     for actual, one in zip(function(*stacked.values()), draws, strict=True):
         np.testing.assert_allclose(actual, expected(*one.values()), rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["W", "h"])
+def test_vectorize_a_gradient_whose_tiles_end_as_often_as_there_are_triples(name):
+    """MLX's compiler makes one of two arrays of zeros that are alike, and then fails to map it."""
+    draws = [Draw(Sizes(1, 1, 2, 2, 1, 1, 5), seed, "float32").gemv() for seed in range(3)]
+    inputs = symbols(draws[0], is_static=True)
+    stacked = {k: np.stack([one[k] for one in draws]) for k in ("W", "outputIdx")}
+    batched = symbols(stacked, is_static=True)
+    gradient = pt.grad((sparse_block_gemv(**inputs) ** 2).sum(), inputs[name])
+    out = vectorize_graph(gradient, {inputs[k]: x for k, x in batched.items()})
+    arguments = [*inputs.values(), *batched.values()]
+    values = [*draws[0].values(), *stacked.values()]
+    actual, expected = (
+        pytensor.function(arguments, out, mode=mode, on_unused_input="ignore")(*values)
+        for mode in ("MLX", "FAST_COMPILE")
+    )
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)

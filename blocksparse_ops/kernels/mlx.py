@@ -46,7 +46,8 @@ def matmul(one: mx.array, other: mx.array) -> mx.array:
 def searchsorted(ascending: mx.array, values: mx.array) -> mx.array:
     """How many are less than each value: by halving, for MLX maps no search of what is mapped."""
     size = ascending.size
-    less = mx.zeros(values.shape, mx.int64)
+    # Zeros made of the values: of two that are alike MLX's compiler makes one, which it cannot map.
+    less = (values * 0).astype(mx.int64)
     for exponent in reversed(range(size.bit_length())):
         more = less + (1 << exponent)
         is_less = mx.logical_and(more <= size, ascending[mx.minimum(more, size) - 1] < values)
