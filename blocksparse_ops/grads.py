@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import TypeAlias
 
+import numpy as np
 from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.gradient import grad
+from pytensor.graph.basic import Variable
 from pytensor.tensor.basic import as_tensor_variable, cast
 from pytensor.tensor.math import maximum, sqr, sqrt
 from pytensor.tensor.type import float_dtypes
@@ -32,7 +35,7 @@ def get_or_compute_grads(
     ValueError
         If a parameter is no shared variable, or there are more gradients than parameters, or less.
     TypeError
-        If a parameter does not hold real numbers.
+        If a parameter does not hold real numbers, or the loss is neither a variable nor a list.
 
     Examples
     --------
@@ -53,6 +56,7 @@ def get_or_compute_grads(
         if len(loss_or_grads) != len(params):
             raise ValueError(f"{len(loss_or_grads)} gradients for {len(params)} params")
         return list(loss_or_grads)
+    require_loss(loss_or_grads)
     uses = {param: block_sparse_uses(loss_or_grads, param) for param in params}
     products = [use.product for of_param in uses.values() for use in of_param]
     dense = [param for param in params if not uses[param]]
@@ -75,6 +79,11 @@ def require_shared(params: Sequence[SharedVariable]) -> None:
             raise TypeError(f"params: {param} has dtype {dtype}; expected one of real numbers")
 
 
+def require_loss(loss: object) -> None:
+    if not isinstance(loss, Variable):
+        raise TypeError(f"loss_or_grads is {loss!r}; expected a scalar variable or a list of grads")
+
+
 def get_or_compute_dense_grads(
     loss_or_grads: TensorVariable | Sequence[Gradient], params: Sequence[SharedVariable]
 ) -> list[Gradient]:
@@ -82,6 +91,7 @@ def get_or_compute_dense_grads(
     if isinstance(loss_or_grads, list | tuple):
         return get_or_compute_grads(loss_or_grads, params)
     require_shared(params)
+    require_loss(loss_or_grads)
     return grad(loss_or_grads, list(params))
 
 
@@ -129,7 +139,8 @@ def clip_by_global_norm(grads: Sequence[Gradient], max_norm: TensorLike) -> list
     array([2.4, 3.2])
     """
     norm = sqrt(sum(square_of(g) for g in grads))
-    scale = max_norm / maximum(norm, max_norm)
+    limit = number("max_norm", max_norm)
+    scale = limit / maximum(norm, limit)
     return [scaled_gradient(scale, g) for g in grads]
 
 
@@ -145,9 +156,14 @@ def scaled_gradient(scale: TensorVariable, gradient: Gradient) -> Gradient:
     return times(scale, gradient)
 
 
-def number(value: TensorLike) -> TensorVariable:
+def number(name: str, value: TensorLike) -> TensorVariable:
     """A hyperparameter, which is computed with in double precision."""
-    return cast(as_tensor_variable(value), "float64")
+    # A number of Python's becomes one of floatX in PyTensor, which may be single precision.
+    exact = np.float64(value) if isinstance(value, Real) else value
+    try:
+        return cast(as_tensor_variable(exact), "float64")
+    except (NotImplementedError, TypeError) as error:
+        raise TypeError(f"{name} is {value!r}; expected a real number, or a variable") from error
 
 
 def times(scale: TensorVariable, x: TensorVariable) -> TensorVariable:

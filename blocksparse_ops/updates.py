@@ -131,7 +131,7 @@ def sgd(loss_or_grads: Any = None, params: Any = None, learning_rate: TensorLike
     >>> table.get_value()[4:8, 0]
     array([ 0. , -0.1,  0. , -0.2])
     """
-    rate = number(learning_rate)
+    rate = number("learning_rate", learning_rate)
     return updates_by(lambda old, g: (old - times(rate, g), []), loss_or_grads, params)
 
 
@@ -156,7 +156,7 @@ def momentum(
     OrderedDict
         As of `sgd`; the velocity of `W` is named ``W.momentum.velocity``.
     """
-    rate, kept = number(learning_rate), number(momentum)
+    rate, kept = number("learning_rate", learning_rate), number("momentum", momentum)
 
     def rule(old: TensorVariable, g: TensorVariable, velocity: TensorVariable) -> tuple:
         velocity = times(kept, velocity) - times(rate, g)
@@ -186,7 +186,7 @@ def nesterov_momentum(
     OrderedDict
         As of `sgd`; the velocity of `W` is named ``W.nesterov_momentum.velocity``.
     """
-    rate, kept = number(learning_rate), number(momentum)
+    rate, kept = number("learning_rate", learning_rate), number("momentum", momentum)
 
     def rule(old: TensorVariable, g: TensorVariable, velocity: TensorVariable) -> tuple:
         step = times(rate, g)
@@ -223,7 +223,7 @@ def adagrad(
     -----
     Duchi, Hazan and Singer, "Adaptive subgradient methods", JMLR 12 (2011).
     """
-    rate, epsilon = number(learning_rate), number(epsilon)
+    rate, epsilon = number("learning_rate", learning_rate), number("epsilon", epsilon)
 
     def rule(old: TensorVariable, g: TensorVariable, squares: TensorVariable) -> tuple:
         squares = squares + sqr(g)
@@ -260,7 +260,8 @@ def rmsprop(
     -----
     Tieleman and Hinton, "Lecture 6.5: RMSProp", Coursera (2012).
     """
-    rate, kept, epsilon = number(learning_rate), number(rho), number(epsilon)
+    rate, epsilon = number("learning_rate", learning_rate), number("epsilon", epsilon)
+    kept = number("rho", rho)
 
     def rule(old: TensorVariable, g: TensorVariable, squares: TensorVariable) -> tuple:
         squares = times(kept, squares) + times(1 - kept, sqr(g))
@@ -338,16 +339,24 @@ def adamw(
     Loshchilov and Hutter, "Decoupled weight decay regularization" (2017).
     """
     moments = Moments("adamw", learning_rate, beta1, beta2, epsilon)
-    left = 1 - moments.rate * number(weight_decay)
+    left = 1 - moments.rate * number("weight_decay", weight_decay)
     return moments.updates(lambda old, change: times(left, old) + change, loss_or_grads, params)
 
 
 class Moments:
     """What `adam` and `adamw` share."""
 
-    def __init__(self, name: str, *numbers: TensorLike):
+    def __init__(
+        self,
+        name: str,
+        learning_rate: TensorLike,
+        beta1: TensorLike,
+        beta2: TensorLike,
+        epsilon: TensorLike,
+    ):
         self.name, self.steps = name, pytensor.shared(np.int64(0), name=f"{name}.steps")
-        self.rate, self.beta1, self.beta2, self.epsilon = map(number, numbers)
+        self.rate, self.epsilon = number("learning_rate", learning_rate), number("epsilon", epsilon)
+        self.beta1, self.beta2 = number("beta1", beta1), number("beta2", beta2)
 
     def updates(
         self,

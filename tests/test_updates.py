@@ -366,6 +366,22 @@ def test_rates(name, rate):
     assert np.abs(model.W.get_value() - before).max() > 1e-4
 
 
+@pytest.mark.parametrize("floatX", ["float32", "float64"])
+def test_numbers_are_in_double_precision(floatX):
+    """Where PyTensor's own are in single precision, in which 1 - 1e-9 is 1, and 1e-60 is 0."""
+    table = pytensor.shared(np.ones((3, 1)), "table")
+    loss = (sparse_block_take(table, [1]) ** 2).sum()
+    with pytensor.config.change_flags(floatX=floatX):
+        new = updates.adam(loss, [table], RATE, beta2=1 - 1e-9, epsilon=1e-12)
+        grads = updates.get_or_compute_grads(loss, [table])
+        [clipped] = updates.clip_by_global_norm(grads, 1e-60)
+    [norm] = pytensor.function([], [clipped.values], updates=new, mode="FAST_COMPILE")()
+    np.testing.assert_allclose(norm, [[[1e-60]]])
+    [squares] = [x for x in new if x.name == "table.adam.squares"]
+    np.testing.assert_allclose(squares.get_value()[1], 4e-9, rtol=1e-6)
+    np.testing.assert_allclose(table.get_value()[1], 1 - RATE, rtol=1e-6)
+
+
 def test_states_are_found_by_their_names():
     model = Model()
     new = updates.adam(model.loss, model.params, RATE)
@@ -396,6 +412,18 @@ def test_wrong_params_are_told():
         updates.adam([model.loss], [model.W, model.table])
     with pytest.raises(TypeError, match="params: counts has dtype int64"):
         updates.adam(model.loss, [pytensor.shared(np.zeros((6, 4), "int64"), "counts")])
+    for name in OPTIMIZERS:
+        with pytest.raises(TypeError, match="loss_or_grads is 5; expected a scalar variable"):
+            getattr(updates, name)(5, [model.W])
+
+
+@pytest.mark.parametrize("value", ["0.1", None, 1j], ids=str)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_wrong_numbers_are_told(name, value):
+    model = Model()
+    for argument in ("learning_rate", *OPTIMIZERS[name]):
+        with pytest.raises(TypeError, match=f"^{argument} is {value!r}; expected a real number"):
+            getattr(updates, name)(model.loss, model.params, **{argument: value})
 
 
 def test_params_of_an_iterator():
