@@ -8,6 +8,7 @@ import oracle
 import pytensor
 import pytest
 from cases import FEW_SIZES, Draw, Sizes, symbols
+from numpy.lib.stride_tricks import as_strided
 from pytensor.compile.mode import get_mode
 from pytensor.graph import FunctionGraph
 from test_values import PROBLEMS, LibraryValues
@@ -72,6 +73,16 @@ def test_compiled_a_wrong_index_of_one_block_is_an_error(sizes, compiler):
         wrong = arrays | {name: np.array([[0], [7]])}
         with pytest.raises(IndexError, match=rf"{name}\[1, 0\] = 7 is out of range"):
             function(*wrong.values())
+
+
+def test_compiled_an_index_that_is_a_view(compiler):
+    """One window that all examples share, and windows that are transposed."""
+    arrays = Draw(Sizes(4, 5, 2, 3, 2, 2, 3), 0, "float64").gemv()
+    arrays["inputIdx"] = as_strided(arrays["inputIdx"], (3, 2), (0, 8))
+    arrays["outputIdx"] = np.asfortranarray(arrays["outputIdx"])
+    inputs = symbols(arrays)
+    function = pytensor.function(list(inputs.values()), sparse_block_gemv(**inputs), mode="PYTORCH")
+    oracle.assert_within_bound(function(*arrays.values()), oracle.gemv(*arrays.values()))
 
 
 def test_what_computes_with_the_columns_of_a_bias():

@@ -216,7 +216,7 @@ def outer_in_steps(
 def check_gemv(
     o: Tensor, W: Tensor, h: Tensor, inputIdx: Tensor, outputIdx: Tensor, padding: int | None
 ) -> tuple[Tensor, Tensor]:
-    left, right = checked(GEMV, (o, W, h, inputIdx, outputIdx), padding)
+    left, right = map(np.ascontiguousarray, checked(GEMV, (o, W, h, inputIdx, outputIdx), padding))
     return torch.from_numpy(left).to(W.device), torch.from_numpy(right).to(W.device)
 
 
@@ -224,7 +224,7 @@ def check_gemv(
 def _(
     o: Tensor, W: Tensor, h: Tensor, inputIdx: Tensor, outputIdx: Tensor, padding: int | None
 ) -> tuple[Tensor, ...]:
-    return tuple(torch.empty_like(x, dtype=torch.int64) for x in (inputIdx, outputIdx))
+    return tuple(like_first(x).to(torch.int64) for x in (inputIdx, outputIdx))
 
 
 def place_of(index: Tensor, blocks: int, padding: int | None) -> Tensor:
