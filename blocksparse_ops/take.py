@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from math import prod
 
+from pytensor.tensor.basic import stack
 from pytensor.tensor.variable import TensorVariable
 
 from blocksparse_ops.arguments import (
@@ -70,19 +71,25 @@ def sparse_block_take(
     padding_idx = as_padding(TAKE.op, padding_idx)
     index = as_block_index(TAKE.op, "index", index)
     table = as_argument(TAKE, "table", table)
-    windows = as_argument(TAKE, "index", as_windows(index), padding_idx)
+    windows, shape = as_windows(index)
+    windows = as_argument(TAKE, "index", windows, padding_idx)
     check_constants(TAKE, {"index": index}, {"j": table.type.shape[0]}, padding_idx)
-    batch, window = windows.shape[0], windows.shape[1]
-    start = zeros((batch, window, table.shape[1]), table.dtype)
-    rows = add_rows(start, table, windows, batch, padding_idx)
+    start = zeros((shape[0], shape[1], table.shape[1]), table.dtype)
+    rows = add_rows(start, table, windows, shape[0], padding_idx)
     if index.type.ndim > 2:
         return rows.reshape((*index.shape, table.shape[1]), ndim=index.type.ndim + 1)
     return rows.dimshuffle(*range(2 - index.type.ndim, 3))
 
 
-def as_windows(index: TensorVariable) -> TensorVariable:
-    """An index as the windows of a product; of less than two dimensions it is one window."""
-    if index.type.ndim > 2:
-        sizes = [index.shape[k] if n is None else n for k, n in enumerate(index.type.shape)]
-        return index.reshape((prod(sizes[:-1]), sizes[-1]))
-    return index.dimshuffle(*["x"] * (2 - index.type.ndim), *range(index.type.ndim))
+def as_windows(index: TensorVariable) -> tuple[TensorVariable, TensorVariable]:
+    """An index as the windows of a product, and their number and length.
+
+    Of less than two dimensions it is one window. PyTorch cannot compute what PyTensor says of the
+    sizes of what is reshaped.
+    """
+    if index.type.ndim <= 2:
+        windows = index.dimshuffle(*["x"] * (2 - index.type.ndim), *range(index.type.ndim))
+        return windows, windows.shape
+    sizes = [index.shape[k] if n is None else n for k, n in enumerate(index.type.shape)]
+    shape = stack([prod(sizes[:-1]), sizes[-1]])
+    return index.reshape(shape, ndim=2), shape

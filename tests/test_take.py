@@ -36,14 +36,19 @@ def test_rows(mode):
     np.testing.assert_allclose(padded, TABLE[indices[2]] * is_row[..., None], rtol=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(2,), (2, 3, 2)], ids=str)
 @pytest.mark.parametrize("mode", ARRAY_MODES)
-def test_an_index_of_unknown_shape(mode):
-    table, index = pt.dmatrix("table"), pt.lvector("index")
+def test_an_index_of_unknown_shape(mode, shape):
+    table, index = (
+        pt.dmatrix("table"),
+        pt.tensor("index", dtype="int64", shape=(None,) * len(shape)),
+    )
     rows = sparse_block_take(table, index)
     outputs = [rows, pt.grad((rows**2).sum(), table)]
     function = pytensor.function([table, index], outputs, mode=mode)
     expected = pytensor.function([table, index], outputs, mode="FAST_COMPILE")
-    for one, other in zip(function(TABLE, [1, -1]), expected(TABLE, [1, -1]), strict=True):
+    arguments = TABLE, draw_index(shape)
+    for one, other in zip(function(*arguments), expected(*arguments), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-6)
 
 
