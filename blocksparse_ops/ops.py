@@ -238,6 +238,8 @@ def vectorize_sparse_block_gemv(
     batched = [o, h, inputIdx, outputIdx]
     ndims = [len(GEMV.axes[name]) for name in ("o", "h", "inputIdx", "outputIdx")]
     new_dims = max(x.type.ndim - ndim for x, ndim in zip(batched, ndims, strict=True))
+    if not new_dims:
+        return op.make_node(o, W, h, inputIdx, outputIdx)
     shape = compute_batch_shape(batched, ndims_params=ndims)
     new_shape = tuple(shape[axis] for axis in range(new_dims))
 

@@ -332,6 +332,20 @@ def test_vectorize(name, mode):
             )
 
 
+def test_vectorize_what_is_the_same_for_all():
+    """The rows of a bias stay one product, of the arguments that it had."""
+    inputs = symbols(Draw(SIZES, 0, "float64").dot())
+    out = sparse_block_dot(**inputs)
+    batched = vectorize_graph(out, {inputs["inputIdx"]: pt.ltensor3("inputIdx")})
+    indices = [
+        v.owner.inputs[4]
+        for v in pytensor.graph.ancestors([batched])
+        if v.owner and isinstance(v.owner.op, SparseBlockGemv)
+    ]
+    assert len(indices) == 2
+    assert indices.count(inputs["outputIdx"]) == 1
+
+
 def test_vectorize_gemv_with_nothing_in_it():
     sizes = Sizes(1, 1, 0, 0, 0, 0, 0)
     arrays = Draw(sizes, 0, "float64").gemv()
