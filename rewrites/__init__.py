@@ -23,10 +23,10 @@
    product starts from. After 1.51, where PyTensor has turned all zeros into allocations that
    can be recognised; before 2, where it begins to specialise, and before 49, where fusion
    hides additions.
-7. ``local_sparse_block_outer_update`` (`update`, `linear`), at 1.55: the outer products of a linear
-   form are added to the rest of it, so that a gradient step touches only the blocks in use. There
-   for the same reasons. Each of those from 1.52 on runs to a fixpoint, since one merge can enable
-   another.
+7. ``local_sparse_block_outer_update`` (`update`, `linear`, `sums`), at 1.55: the outer products of
+   a linear form are added to the rest of it, so that a gradient step touches only the blocks in
+   use. There for the same reasons. Each of those from 1.52 on runs to a fixpoint, since one merge
+   can enable another.
 8. ``local_full_gemv``, ``local_full_outer`` (`full`), at 1.57: where constants say that every
    example uses every block, and blocks are small, a dense product. After the merges, and before
    1.7, where PyTensor sees to dots.

@@ -40,7 +40,7 @@ class Scale:
         )
 
     def guarded(self, condition: TensorVariable, wanted: bool) -> "Scale":
-        return replace(self, guards=(*self.guards, (as_scalar(condition, "bool"), wanted)))
+        return replace(self, guards=(*self.guards, (condition, wanted)))
 
     def times(self, alpha: TensorVariable) -> TensorVariable:
         """What scales an outer product that `alpha` scales, in its dtype."""

@@ -4,6 +4,7 @@
 ``outer(W, x, y, ..., -lr)`` adds to the blocks that the indices name, in place where it may.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -23,7 +24,7 @@ from blocksparse_ops.ops import SparseBlockOuter
 from blocksparse_ops.rewrites.linear import (
     Place,
     Scale,
-    Term,
+    as_scalar,
     branches,
     keeps_dtype,
     linear_terms,
@@ -37,6 +38,7 @@ from blocksparse_ops.rewrites.match import (
     sole_client,
     specified_like,
 )
+from blocksparse_ops.rewrites.sums import fits, sums_of, terms_below, ways_down
 from blocksparse_ops.zeros import is_zeros
 
 
@@ -48,8 +50,8 @@ def local_sparse_block_outer_update(
 
     The whole linear form in which the outer stands is collected, from its topmost node, however
     its sums, differences, negations, casts, choices by a scalar, scalar factors and divisors are
-    nested, and wherever in the rest the outer lies: with k outers it becomes a chain of k. No node
-    is merged that has another user.
+    nested, wherever in the rest the outer lies, and however often: with k outers it becomes a chain
+    of k. No node is merged that has a user besides.
 
     Each time fewer outers start from zeros: none of the form does, or, if it has no rest, one. If
     one did before, too, at least the topmost elementwise node is gone.
@@ -62,46 +64,6 @@ def local_sparse_block_outer_update(
         if form.has_outer(node) and (result := form.rebuilt()) is not None:
             return {top: top.type.filter_variable(result, allow_convert=True)}
     return None
-
-
-def sums_of(fgraph: FunctionGraph, variable: TensorVariable) -> list[TensorVariable]:
-    """The sums that a term stands in, each of which alone uses the one below, the largest first."""
-    dtype, start, found = variable.dtype, variable, []
-    while (client := sole_client(fgraph, variable)) is not None:
-        term = next((x for x in terms_below(client) if x.variable is variable), None)
-        if term is None:
-            break
-        variable = client.outputs[0]
-        if term.step is not None:
-            start = variable
-        if not fits(start, variable, Place()):
-            break
-        is_sum = isinstance(client.op, Elemwise | IncSubtensor)
-        if is_sum and variable.dtype == dtype:
-            found.append(variable)
-    return found[::-1]
-
-
-def terms_below(node: Apply) -> list[Term]:
-    """The terms of a node, or of either branch of a choice."""
-    chosen = branches(node)
-    return linear_terms(node) if chosen is None else [Term(Scale(), x) for x in chosen[1:]]
-
-
-def fits(term: TensorVariable, total: TensorVariable, place: Place) -> bool:
-    """Whether a term has a dtype that a sum is made of, and no size known to differ from the sum's.
-
-    One that is 1 where the sum's is not known is taken to be equal: a rest is checked.
-    """
-    if not keeps_dtype(term, total):
-        return False
-    if not place.is_rearranged:
-        return True
-    axes = place.axes(term.type.ndim)
-    return len(axes) == total.type.ndim and all(
-        None in sizes or sizes[0] == sizes[1]
-        for sizes in zip((term.type.shape[a] for a in axes), total.type.shape, strict=True)
-    )
 
 
 @dataclass
@@ -144,6 +106,8 @@ class LinearForm:
     ----------
     total : Variable
         The same, or what the graph specifies its shape to be: all that is collected fits it.
+    ways : dict
+        Of what the form alone uses, how often it is a term.
     """
 
     def __init__(self, fgraph: FunctionGraph, top: TensorVariable):
@@ -152,10 +116,23 @@ class LinearForm:
         client = sole_client(fgraph, top)
         is_specified = client is not None and isinstance(client.op, SpecifyShape)
         self.total = client.outputs[0] if is_specified else top
-        terms = self.opened(top, Scale(), Place()) or Terms()
-        self.outers, self.rest = terms.outers, terms.rest
+        self.ways = ways_down(fgraph, top)
+        self.conditions: dict[TensorVariable, TensorVariable] = {}
+        terms = self.collected()
+        self.outers, self.rest = added_up(terms.outers), terms.rest
         self.zeros = list(terms.zeros.values())
         self.checked_parts: set[tuple] = set()
+
+    def collected(self) -> Terms:
+        """All terms; an outer that is not opened wherever it stands is needed as a whole."""
+        while (terms := self.opened(self.top, Scale(), Place())) is not None:
+            found = Counter(node.outputs[0] for _, node, _ in terms.outers)
+            whole = [outer for outer, times in found.items() if times < self.ways[outer]]
+            if not whole:
+                return terms
+            for outer in whole:
+                del self.ways[outer]
+        return Terms()
 
     def opened(self, variable: TensorVariable, scale: Scale, place: Place) -> Terms | None:
         """Split a linear node into its terms; None if it is to be taken as a whole."""
@@ -212,6 +189,9 @@ class LinearForm:
     ) -> Terms | None:
         """A choice between two forms of the same rest: outers of either are added where chosen."""
         condition, one, other = chosen_by
+        if condition not in self.conditions:
+            self.conditions[condition] = as_scalar(condition, "bool")
+        condition = self.conditions[condition]
         terms = Terms()
         rests: list[dict[TensorVariable, list[Scale]]] = []
         for chosen, wanted in ((one, True), (other, False)):
@@ -234,7 +214,7 @@ class LinearForm:
         return (
             node is not None
             and fits(variable, self.total, place)
-            and sole_client(self.fgraph, variable) is not None
+            and variable in self.ways
             # An outer adds to what has its own dtype.
             and (variable.dtype == self.top.dtype or not isinstance(node.op, SparseBlockOuter))
             and bool(terms_below(node))
@@ -348,6 +328,23 @@ class LinearForm:
         if axes == tuple(range(zeros.type.ndim)):
             return same_shape(self.fgraph, x, zeros)
         return all(same_shape(self.fgraph, x, zeros, k, axis) for k, axis in enumerate(axes))
+
+
+def added_up(outers: Iterable[tuple[Scale, Apply, Place]]) -> list[tuple[Scale, Apply, Place]]:
+    """One for each outer and place, by the sum of its scales."""
+    together: dict[tuple, list[tuple[Scale, Apply, Place]]] = {}
+    for scale, node, place in outers:
+        together.setdefault((node, place.key), []).append((scale, node, place))
+    return [
+        (sum_of_scales([scale for scale, *_ in same], same[0][1].outputs[0].dtype), *same[0][1:])
+        for same in together.values()
+    ]
+
+
+def sum_of_scales(scales: list[Scale], dtype: str) -> Scale:
+    if len(scales) == 1:
+        return scales[0]
+    return Scale((add(*(scale.variable(dtype) for scale in scales)),))
 
 
 def scaled(term: TensorVariable, scales: list[Scale]) -> list[TensorVariable]:

@@ -306,12 +306,20 @@ class RandomGraph:
             lambda: pt.switch(pt.gt(self.rate, 0), x - self.scalar() * self.gradient(), x),
             lambda: x - pt.switch(pt.isfinite(self.rate), 0, self.rate) * self.gradient(),
             lambda: x / (1 + pt.sqrt((x**2).sum())),
+            lambda: clipped(x),
+            lambda: x * self.scalar() - x / self.divisor(),
+            lambda: self.either_way(x, self.gradient()),
             lambda: pt.inc_subtensor(x[1:], self.scalar() * self.gradient()[1:]),
             lambda: pt.set_subtensor(x[:, :1], x[:, :1] - self.gradient()[:, :1]),
             lambda: pt.specify_shape(x, self.known(self.shape)),
             lambda: in_a_graph_of_its_own(x, self.term(0)),
             lambda: self.chosen(x, self.term(0)),
         )()
+
+    def either_way(self, x, g):
+        """One of two steps by the same gradient."""
+        one, other = self.scalar(), self.scalar()
+        return pt.switch(pt.gt(self.rate, 0), x - one * g, x - other * g)
 
     def optimizer(self):
         """A step of an optimizer, of a loss of some parameters."""
@@ -347,6 +355,12 @@ class RandomGraph:
                     value = (parameter - self.rate * value).astype(self.dtype)
                 new[parameter] = value
         return new
+
+
+def clipped(x):
+    """As it is, or scaled to a norm of 1."""
+    norm = pt.sqrt((x**2).sum())
+    return pt.switch(norm > 1, x / norm, x)
 
 
 def in_a_graph_of_its_own(x, y):

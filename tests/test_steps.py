@@ -79,6 +79,19 @@ def clipped(s, g):
     return s.array - s.lr * g * pt.minimum(np.float32(1), np.float32(0.01) / pt.sqrt((g**2).sum()))
 
 
+def clipped_by_choice(s, g):
+    """The same, as one writes it: the gradient as it is, or scaled."""
+    norm = pt.sqrt((g**2).sum())
+    return s.array - s.lr * pt.switch(norm > np.float32(0.01), g * np.float32(0.01) / norm, g)
+
+
+def scaled_by_choice(s, g, times):
+    """A gradient that is chosen so often, as it is or scaled."""
+    for n in range(times):
+        g = pt.switch(s.k > n, s.lr * g, g)
+    return g
+
+
 # The shape of the array, its new value, and how many outers in place that takes.
 STEPS = {
     "B[1:]": ((6, 5, 4, 3), lambda s: step_of(s, s.array[1:]), 1),
@@ -174,6 +187,61 @@ STEPS = {
     "clipped by the norm, of a part": (
         (6, 5, 4, 3),
         lambda s: clipped(s, s.gradient(s.array[1:])),
+        1,
+    ),
+    "clipped by a choice": (W_SHAPE, lambda s: clipped_by_choice(s, plain(s)), 1),
+    "clipped by a choice, two uses": (
+        W_SHAPE,
+        lambda s: clipped_by_choice(s, pt.grad(s.loss(s.array) + s.other_loss(s.array), s.array)),
+        2,
+    ),
+    "clipped by a choice, of a part": (
+        (6, 5, 4, 3),
+        lambda s: clipped_by_choice(s, s.gradient(s.array[1:])),
+        1,
+    ),
+    "clipped by a choice, used both ways": (
+        (5, 5, 4, 4),
+        lambda s: clipped_by_choice(s, s.gradient(s.array, s.array.transpose(1, 0, 3, 2))),
+        2,
+    ),
+    "a choice of choices, 256 ways to the gradient": (
+        W_SHAPE,
+        lambda s: s.array - scaled_by_choice(s, plain(s), 8),
+        1,
+    ),
+    "a gradient twice": (
+        W_SHAPE,
+        lambda s: s.array - s.lr * plain(s) - (s.lr64 * plain(s)).astype("float32"),
+        1,
+    ),
+    "a gradient and its transpose": (
+        (5, 5, 4, 4),
+        lambda s: s.array - s.lr * (plain(s) + plain(s).transpose(1, 0, 3, 2)),
+        2,
+    ),
+    "a gradient twice, and another": (
+        W_SHAPE,
+        lambda s: (
+            s.array
+            - s.lr * (plain(s) + pt.grad(s.other_loss(s.array), s.array))
+            - plain(s) / (s.k + 1).astype("float32")
+        ),
+        2,
+    ),
+    "switch of two rates": (
+        W_SHAPE,
+        lambda s: pt.switch(
+            s.k < 1, s.array - s.lr * plain(s), s.array - np.float32(2) * s.lr * plain(s)
+        ),
+        1,
+    ),
+    "switch of two rates and of none": (
+        W_SHAPE,
+        lambda s: (
+            s.array
+            - pt.switch(s.k < 1, s.lr * plain(s), pt.switch(s.k > 5, plain(s), ZERO * plain(s)))
+        ),
         1,
     ),
     "a wider rate, guarded, of a part": (
