@@ -73,8 +73,8 @@ def are_of_one_shape(fgraph: FunctionGraph, form: LinearForm) -> bool:
 def blocks_in_use(fgraph: FunctionGraph, form: LinearForm) -> BlockGradient | None:
     """The sum of outers, or None if they lie in different places but for exchanged axes."""
     gradients, places = [], set()
-    for scale, node, place in form.outers:
-        _, x, y, xIdx, yIdx, alpha = node.inputs
+    for alpha, node, place in form.outers:
+        _, x, y, xIdx, yIdx, _ = node.inputs
         sizes = sizes_of(fgraph, node.outputs[0])
         sides = [(x, xIdx), (y, yIdx)]
         is_exchanged = place.is_rearranged and place.axes(4) == (1, 0, 3, 2)
@@ -84,7 +84,7 @@ def blocks_in_use(fgraph: FunctionGraph, form: LinearForm) -> BlockGradient | No
         (x, xIdx), (y, yIdx) = sides
         like = RepeatedZero()(constant(np.zeros((1,) * 4, x.dtype)), *sizes)
         op = SparseBlockGradient(node.op.padding_idx)
-        gradients.append(BlockGradient(*op(like, x, y, xIdx, yIdx, scale.times(alpha))))
+        gradients.append(BlockGradient(*op(like, x, y, xIdx, yIdx, alpha)))
     return merged(gradients, sizes[1]) if len(places) == 1 else None
 
 

@@ -265,13 +265,13 @@ class LinearForm:
         return self.added(self.of_shape(first, [start], others), self.outers[1:])
 
     def added(
-        self, start: TensorVariable, outers: Iterable[tuple[Scale, Apply, Place]]
+        self, start: TensorVariable, outers: Iterable[tuple[TensorVariable, Apply, Place]]
     ) -> TensorVariable:
         """What some of the form's outers make of what they start from."""
-        for scale, node, place in outers:
-            _, *factors, alpha = node.inputs
+        for alpha, node, place in outers:
+            _, *factors, _ = node.inputs
             part = self.checked(place.read(self.fgraph, start), place)
-            result = node.op(part, *factors, scale.times(alpha))
+            result = node.op(part, *factors, alpha)
             copy_stack_trace([self.top, node.outputs[0]], result)
             start = place.write(self.fgraph, start, result)
         return start
@@ -288,7 +288,7 @@ class LinearForm:
 
     def sum_of_rest(self) -> TensorVariable:
         terms = [x for term, scales in self.rest.items() for x in scaled(term, scales)]
-        rest = terms[0] if len(terms) == 1 else add(*terms)
+        rest = sum_of(terms)
         if keeps_dtype(rest, self.top):
             rest = cast(rest, self.top.dtype)
         if rest is not terms[0]:
@@ -330,21 +330,22 @@ class LinearForm:
         return all(same_shape(self.fgraph, x, zeros, k, axis) for k, axis in enumerate(axes))
 
 
-def added_up(outers: Iterable[tuple[Scale, Apply, Place]]) -> list[tuple[Scale, Apply, Place]]:
-    """One for each outer and place, by the sum of its scales."""
+def added_up(
+    outers: Iterable[tuple[Scale, Apply, Place]],
+) -> list[tuple[TensorVariable, Apply, Place]]:
+    """One for each outer and place, with all that scales it."""
     together: dict[tuple, list[tuple[Scale, Apply, Place]]] = {}
     for scale, node, place in outers:
         together.setdefault((node, place.key), []).append((scale, node, place))
     return [
-        (sum_of_scales([scale for scale, *_ in same], same[0][1].outputs[0].dtype), *same[0][1:])
+        (sum_of([scale.times(node.inputs[-1]) for scale, *_ in same]), node, place)
         for same in together.values()
+        for _, node, place in same[:1]
     ]
 
 
-def sum_of_scales(scales: list[Scale], dtype: str) -> Scale:
-    if len(scales) == 1:
-        return scales[0]
-    return Scale((add(*(scale.variable(dtype) for scale in scales)),))
+def sum_of(terms: list[TensorVariable]) -> TensorVariable:
+    return add(*terms) if len(terms) > 1 else terms[0]
 
 
 def scaled(term: TensorVariable, scales: list[Scale]) -> list[TensorVariable]:
@@ -358,7 +359,7 @@ def scaled(term: TensorVariable, scales: list[Scale]) -> list[TensorVariable]:
     if scales in ([], [Scale()]):
         return [term] * len(scales) + quotients
     variables = [scale.variable(term.dtype) for scale in scales]
-    return [mul(add(*variables) if len(variables) > 1 else variables[0], term), *quotients]
+    return [mul(sum_of(variables), term), *quotients]
 
 
 register(local_sparse_block_outer_update)
