@@ -151,7 +151,7 @@ def multiply(h: Array, W: Array, i: Array, j: Array, transposed: bool, may_be_no
     if not transposed and h.shape[2] == 1 and h.shape[1] <= UNROLLED_WINDOW:
         # XLA makes one loop of gathers, products and sums.
         places = (
-            gather(W, i[:, v : v + 1], j, transposed, may_be_none)[:, :, 0]
+            gather(W, i[:, None, v : v + 1], j[:, :, None], transposed, may_be_none)[:, :, 0, 0]
             for v in range(h.shape[1])
         )
         return sum(h[:, v, None] * blocks for v, blocks in enumerate(places))
