@@ -7,12 +7,14 @@ from pytensor.compile.builders import OpFromGraph
 from pytensor.graph.basic import Apply, Variable, equal_computations
 from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.rewriting.basic import copy_stack_trace, node_rewriter
+from pytensor.graph.traversal import applys_between
 from pytensor.tensor.einsum import Einsum
 from pytensor.tensor.elemwise import DimShuffle
 from pytensor.tensor.math import matmul, mul
 from pytensor.tensor.rewriting.ofg import inline_ofg_node
 from pytensor.tensor.variable import TensorVariable
 
+from blocksparse_ops.explain import keep_reason
 from blocksparse_ops.rewrites.gathering import (
     Gather,
     LeftAlone,
@@ -77,10 +79,15 @@ def as_products(
         is_of_matrices = gather.places == 1 and gather.block_ndim == 2
         pairs = inlined(node, *gradients) if is_of_matrices else written(node, gather, *gradients)
         results = {}
+        given = {*node.inputs, *source.outputs, *(x for client in gradients for x in client.inputs)}
         for old, new in pairs:
-            copy_stack_trace(old, new)
+            for made in applys_between(given, [new]):
+                copy_stack_trace(old, made.outputs)
             results[old] = old.type.filter_variable(new, allow_convert=True)
-    except (LeftAlone, IndexError, ValueError):
+    except LeftAlone as reason:
+        keep_reason(fgraph, source.outputs[0], str(reason))
+        return None
+    except (IndexError, ValueError):  # of sizes or constants: raised when the graph runs
         return None
     return results
 

@@ -8,28 +8,38 @@ from pytensor import ifelse
 
 from blocksparse_ops import explain
 
-x, B, b, i = pt.dmatrix("x"), pt.dtensor3("B"), pt.dmatrix("b"), pt.lvector("i")
+x, B, b = pt.dmatrix("x"), pt.dtensor3("B"), pt.dmatrix("b")
+i, index = pt.lvector("i"), pt.lmatrix("index")
 
 
 def told(capsys, outputs, mode="CVM"):
     function = pytensor.function(
-        [x, B, b, i], outputs, mode=in_python(mode), on_unused_input="ignore"
+        [x, B, b, i, index], outputs, mode=in_python(mode), on_unused_input="ignore"
     )
     explain(function)
     return capsys.readouterr().out
 
 
-def test_a_product_and_the_line_that_it_is_from(capsys):
-    text = told(capsys, x[:, None, :] @ B[i])
+PRODUCTS = {
+    "dot": lambda: x[:, None, :] @ B[i],
+    "einsum": lambda: pt.einsum("np,npq->nq", x, B[i]),
+    "einsum of windows": lambda: pt.einsum("np,nwpq->nwq", x, B[index]),
+}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_a_product_and_the_line_that_it_is_from(capsys, name):
+    text = told(capsys, PRODUCTS[name]())
     [title, line] = text.splitlines()
     assert title == "On the ops:"
     assert line.startswith("  SparseBlockGemv{")
     assert "test_explain.py" in line
-    assert "x[:, None, :] @ B[i]" in line
+    assert f'"{name}"' in line
 
 
-def test_gradients(capsys):
-    loss = ((x[:, None, :] @ B[i]) ** 2).sum()
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_gradients(capsys, name):
+    loss = (PRODUCTS[name]() ** 2).sum()
     lines = told(capsys, pt.grad(loss, [x, B])).splitlines()
     assert sum("SparseBlockGemv" in line for line in lines) == 2
     assert sum("SparseBlockOuter" in line for line in lines) == 1
@@ -41,6 +51,16 @@ LEFT = {
     "no sum": (lambda: x * b[i], "CVM", "an axis of a block is multiplied and not summed over"),
     "fused": (lambda: (x * b[i]).sum(1), "NUMBA", "PyTensor fuses the gather"),
     "one row": (lambda: x[0] @ B[i], "CVM", "one for all examples"),
+    "einsum of each row with each block": (
+        lambda: pt.einsum("mp,nwpq->nwmq", x, B[index]),
+        "CVM",
+        "two axes have the same part in the product",
+    ),
+    "einsum of a sum": (
+        lambda: pt.einsum("np,nwpq->nq", x, B[index]),
+        "CVM",
+        "blocks are summed, not products of blocks",
+    ),
     "integers": (
         lambda: x.astype("int64")[:, None, :] @ B.astype("int64")[i],
         "CVM",
