@@ -11,6 +11,7 @@ from pytensor.tensor.elemwise import Elemwise
 from pytensor.tensor.type import tensor
 
 from blocksparse_ops.kernels.c import update_blocks
+from blocksparse_ops.reference import destination
 from blocksparse_ops.signature import WRONG_PLACE, WRONG_SIZE
 
 
@@ -81,7 +82,7 @@ class UpdateBlocks(COp):
             if result.shape != (len(inputBlock), *whole.shape[2:]):
                 raise ValueError(WRONG_SIZE)
         for storage, result, whole in zip(output_storage, results, wholes, strict=True):
-            storage[0] = whole if self.inplace else whole.copy()
+            storage[0] = destination(whole, self.inplace)
             storage[0][place] = result
 
     def results(self, parts: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -109,7 +110,7 @@ class UpdateBlocks(COp):
 
     def c_code_cache_version_apply(self, node: Apply) -> tuple[Hashable, ...]:
         version = self.rule.c_code_cache_version_apply(self.scalars(node))
-        return (1, version) if version else ()
+        return (2, version) if version else ()
 
     def operands(self, node: Apply) -> list[update_blocks.Operand]:
         """C code for the elements of the arrays."""

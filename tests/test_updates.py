@@ -443,6 +443,25 @@ def test_two_uses_of_which_one_has_one_block(mode):
     np.testing.assert_allclose(table.get_value()[:, 0], [-0.45, 0.5, 0.5, 1])
 
 
+def read_only():
+    values = np.ones((5, 2))
+    values.flags.writeable = False
+    return values
+
+
+@pytest.mark.parametrize(
+    "values", [read_only(), np.broadcast_to(1.0, (5, 2))], ids=["read", "view"]
+)
+@pytest.mark.parametrize("mode", [*COMPILED, in_python("NUMBA")])
+def test_an_array_that_may_not_be_written(mode, values):
+    """A read-only one stays as it is, and of a view that repeats an element not all change."""
+    table = pytensor.shared(values, "table", borrow=True)
+    new = updates.momentum((sparse_block_take(table, [3, 1]) ** 2).sum(), [table], 0.25)
+    pytensor.function([], updates=new, mode=mode)()
+    np.testing.assert_array_equal(table.get_value()[:, 0], [1, 0.5, 1, 0.5, 1])
+    np.testing.assert_array_equal(values, np.ones((5, 2)))
+
+
 def blocks_of(model):
     """A gradient whose blocks the test can choose."""
     [g] = updates.get_or_compute_grads(model.loss, [model.W])

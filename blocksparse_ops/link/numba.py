@@ -5,9 +5,7 @@ from hashlib import sha256
 
 import numba
 import numpy as np
-from numba.core import types
 from numba.core.registry import cpu_target
-from numba.extending import overload
 from numba.np.unsafe.ndarray import to_fixed_tuple
 from numpy.lib.stride_tricks import as_strided
 from pytensor.configdefaults import config
@@ -21,7 +19,13 @@ from pytensor.link.numba.dispatch.basic import (
 from blocksparse_ops.bias import BLOCKS, COLUMNS, CheckedColumns
 from blocksparse_ops.gradient import SparseBlockGradient, SplitNumbers
 from blocksparse_ops.kernels.numba import update_blocks, version
-from blocksparse_ops.kernels.numba.arrays import Known, address_of, view, view_index
+from blocksparse_ops.kernels.numba.arrays import (
+    Known,
+    address_of,
+    destination,
+    view,
+    view_index,
+)
 from blocksparse_ops.kernels.numba.check import OPS, Call, call_fail, ready_fail
 from blocksparse_ops.kernels.numba.compile import kernel
 from blocksparse_ops.kernels.numba.gemv import CHECK_GEMV
@@ -39,25 +43,6 @@ from blocksparse_ops.zeros import BlockFull
 
 # The types of scalar that the tiles are written for.
 FAST = ("float32", "float64")
-
-
-def destination(o):
-    """`o` if it may be written: a view that repeats elements may not, nor a read-only array."""
-    raise AssertionError("only for compiled code")
-
-
-@overload(destination)
-def overload_destination(o):
-    if not (isinstance(o, types.Array) and o.mutable):
-        return lambda o: o.copy()
-
-    def writeable(o):
-        for axis in range(o.ndim):
-            if o.shape[axis] > 1 and o.strides[axis] == 0 and o.size > 0:
-                return o.copy()
-        return o
-
-    return writeable
 
 
 # What an op is compiled to: units that return a new array, work in place, and check alone, and a

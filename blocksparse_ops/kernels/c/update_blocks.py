@@ -91,6 +91,14 @@ def define(
         f"const auto in{k} = {operands[x].next};" for k, x in enumerate(reads) if operands[x].is_one
     ]
     return f"""
+    // As in numpy.hpp: a view that repeats elements may not be written, nor may a read-only array.
+    static bool writeable_{name}(PyArrayObject* array) {{
+        for (int axis = 0; axis < PyArray_NDIM(array); ++axis)
+            if (PyArray_DIM(array, axis) > 1 && PyArray_STRIDE(array, axis) == 0)
+                return PyArray_SIZE(array) == 0 && PyArray_ISWRITEABLE(array);
+        return PyArray_ISWRITEABLE(array);
+    }}
+
     // Row after row; or, if no array has gaps, a block as one row.
     __attribute__((noinline)) static void update_{name}(
             const npy_int64* inputBlock, const npy_int64* outputBlock, npy_intp blocks,
@@ -134,7 +142,7 @@ def call(
     is_there = [f"i < PyArray_DIM({x}, 0) && j < PyArray_DIM({x}, 1)" for x in wholes]
     fits = [x.fits(array) for x, array in zip(operands, arrays, strict=True)]
     place = "".join(
-        f"{placed(arrays[k], result, inplace)} if (!{result}) {{ {fail} }}"
+        f"{placed(name, arrays[k], result, inplace)} if (!{result}) {{ {fail} }}"
         for k, result in results.items()
     )
     used = [results.get(k, array) for k, array in enumerate(arrays)]
@@ -165,9 +173,17 @@ def call(
     """
 
 
-def placed(whole: str, result: str, inplace: bool) -> str:
-    """C code that sets a result to the array itself, or to a copy."""
-    if inplace:
-        return f"Py_INCREF({whole}); Py_XSETREF({result}, {whole});"
-    copy = f"reinterpret_cast<PyArrayObject*>(PyArray_NewCopy({whole}, NPY_CORDER))"
-    return f"Py_XSETREF({result}, {copy});"
+def placed(name: str, whole: str, result: str, inplace: bool) -> str:
+    """C code that sets a result to the array itself, if it may be written, or to a copy."""
+    new = f"reinterpret_cast<PyArrayObject*>(PyArray_NewCopy({whole}, NPY_CORDER))"
+    copy = f"Py_XSETREF({result}, {new});"
+    if not inplace:
+        return copy
+    return f"""
+        if (writeable_{name}({whole})) {{
+            Py_INCREF({whole});
+            Py_XSETREF({result}, {whole});
+        }} else {{
+            {copy}
+        }}
+    """

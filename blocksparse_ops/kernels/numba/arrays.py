@@ -4,7 +4,7 @@ kernel serves every layout."""
 from collections import namedtuple
 
 import numpy as np
-from numba.core import cgutils
+from numba.core import cgutils, types
 from numba.core.errors import NumbaTypeError
 from numba.core.types import Integer, NamedTuple, UniTuple, boolean, int64, void
 from numba.extending import intrinsic, overload
@@ -165,3 +165,22 @@ def prefetch_line(typing_context, address):
         return context.get_dummy_value()
 
     return void(address), generate
+
+
+def destination(o):
+    """`o` if it may be written: a view that repeats elements may not, nor a read-only array."""
+    raise AssertionError("only for compiled code")
+
+
+@overload(destination)
+def overload_destination(o):
+    if not (isinstance(o, types.Array) and o.mutable):
+        return lambda o: o.copy()
+
+    def writeable(o):
+        for axis in range(o.ndim):
+            if o.shape[axis] > 1 and o.strides[axis] == 0 and o.size > 0:
+                return o.copy()
+        return o
+
+    return writeable

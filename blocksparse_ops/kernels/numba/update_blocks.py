@@ -4,7 +4,7 @@ from numba import carray
 from numba.core import types
 from numba.extending import intrinsic
 
-from blocksparse_ops.kernels.numba.arrays import address_of
+from blocksparse_ops.kernels.numba.arrays import address_of, destination
 from blocksparse_ops.kernels.numba.compile import kernel
 from blocksparse_ops.signature import WRONG_PLACE, WRONG_SIZE
 
@@ -84,7 +84,8 @@ def source(operands, reads, writes, inplace):
     """Python code of a function that updates blocks."""
     read, written = ([operands[k] for k in positions] for positions in (reads, writes))
     results = [f"new{k}" for k in range(len(written))]
-    copies = [] if inplace else [f"{x.name} = {x.name}.copy()" for x in written]
+    copy = "destination({0})" if inplace else "{0}.copy()"
+    places = [f"{x.name} = {copy.format(x.name)}" for x in written]
     rows = [f"{x.row} = row_of({x.name}, {x.start}, columns)" for x in operands if not x.is_one]
     ones = {x.name: f"one_of_{x.name}" for x in operands if x.is_one}
     is_there = [f"i < {x.name}.shape[0] and j < {x.name}.shape[1]" for x in operands if x.of_blocks]
@@ -106,7 +107,7 @@ def update_blocks(inputBlock, outputBlock, {", ".join(x.name for x in operands)}
         i, j = inputBlock[b], outputBlock[b]
         if not ({" and ".join(is_there)}):
             raise IndexError(WRONG_PLACE)
-    {"; ".join(copies)}
+    {"; ".join(places)}
     has_unit_steps = {of_all("has_unit_steps")}
     if has_unit_steps and {of_all("has_no_gaps")}:
         rows, columns = 1, rows * columns
@@ -132,6 +133,7 @@ def compiled(text, rule):
         "rule": rule,
         "row_of": row_of,
         "address_of": address_of,
+        "destination": destination,
         "WRONG_PLACE": WRONG_PLACE,
         "WRONG_SIZE": WRONG_SIZE,
     }
