@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from operator import index as as_index
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -105,8 +106,8 @@ def pattern_costs(
     Raises
     ------
     TypeError
-        For a shape without four sizes, or indices that are no integers, or have neither both one
-        nor both two dimensions.
+        For what is not four sizes, or indices that are no integers, or have neither both one nor
+        both two dimensions.
     ValueError
         For batches that differ.
     IndexError
@@ -130,12 +131,9 @@ def pattern_costs(
     kernel path     block by block
     library path    as it stands
     """
-    if len(W_shape) != 4:
-        raise TypeError(
-            f"pattern_costs: W_shape has {len(W_shape)} sizes; expected 4, "
-            "(iBlocks, oBlocks, iSize, oSize)"
-        )
-    iBlocks, oBlocks, *block = W_shape
+    iBlocks, oBlocks, *block = as_sizes(
+        "pattern_costs", "W_shape", W_shape, "(iBlocks, oBlocks, iSize, oSize)"
+    )
     blocks = (iBlocks, oBlocks)
     inputIdx, outputIdx = counted_pattern("pattern_costs", blocks, inputIdx, outputIdx, padding_idx)
     sizes = sizes_of(inputIdx, outputIdx, blocks)
@@ -188,7 +186,8 @@ def draw_pattern(
     Raises
     ------
     TypeError
-        For indices that are no integers, or have neither both one nor both two dimensions.
+        For what is not two sizes, or indices that are no integers, or have neither both one nor
+        both two dimensions.
     ValueError
         For batches that differ.
     IndexError
@@ -259,7 +258,8 @@ def block_counts(
     Raises
     ------
     TypeError
-        For indices that are no integers, or have neither both one nor both two dimensions.
+        For what is not two sizes, or indices that are no integers, or have neither both one nor
+        both two dimensions.
     ValueError
         For batches that differ.
     IndexError
@@ -287,11 +287,23 @@ def count_blocks(
     blocks: Sequence[int],
     padding_idx: int | None,
 ) -> npt.NDArray[np.int64]:
+    blocks = as_sizes(caller, "blocks", blocks, "(iBlocks, oBlocks)")
     inputIdx, outputIdx = counted_pattern(caller, blocks, inputIdx, outputIdx, padding_idx)
     count = np.zeros(blocks, "int64")
     pairs, times = used_pairs(inputIdx, outputIdx, blocks[1])
     count.flat[pairs] = times
     return count
+
+
+def as_sizes(caller: str, name: str, sizes: Sequence[int], expected: str) -> tuple[int, ...]:
+    """Return sizes as a tuple of as many integers as `expected` names."""
+    try:
+        found = tuple(as_index(size) for size in sizes)
+    except TypeError:
+        found = ()
+    if len(found) != len(expected.split(",")) or any(size < 0 for size in found):
+        raise TypeError(f"{caller}: {name} is {sizes!r}; expected the sizes {expected}")
+    return found
 
 
 def counted_pattern(

@@ -96,9 +96,14 @@ def test_indices_of_one_example_small_and_empty():
         block_counts([0, 3], [0], (3, 2))
 
 
-def test_weights_of_the_wrong_shape():
-    with pytest.raises(TypeError, match="W_shape has 3 sizes; expected 4"):
-        pattern_costs((3, 2, 4), [[0]], [[0]])
+@pytest.mark.parametrize("sizes", [4, (4,), (4, 2, 3), (4.5, 2), (-1, 2), "ab", None], ids=str)
+def test_sizes_that_are_none_are_told(sizes):
+    for function in (block_counts, draw_pattern):
+        name = function.__name__
+        with pytest.raises(TypeError, match=rf"{name}: blocks is .*; expected .* \(iBlocks, oBlo"):
+            function([[0]], [[0]], sizes)
+    with pytest.raises(TypeError, match=r"pattern_costs: W_shape is .* \(iBlocks, .*, oSize\)"):
+        pattern_costs(sizes, [[0]], [[0]])
 
 
 def test_the_picture_shows_the_counts():
