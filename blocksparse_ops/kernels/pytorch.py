@@ -10,11 +10,11 @@ from blocksparse_ops.kernels.mapped import Axes, map_gemv, map_outer
 from blocksparse_ops.kernels.pytorch_steps import (
     AT_ONCE_ELEMENTS,
     counted,
+    fusing_pays,
     gemv_fused,
     gemv_in_steps,
     outer_at_once,
     outer_in_steps,
-    sorting_pays,
 )
 
 # In each argument, None where there is nothing.
@@ -67,7 +67,7 @@ class Gemv(Bilinear):
         checked_already: bool,
         padding: int | None,
     ) -> Tensor:
-        if torch.compiler.is_compiling() and not sorting_pays(inputIdx, outputIdx, W):
+        if torch.compiler.is_compiling() and fusing_pays(W, inputIdx, outputIdx):
             return gemv_fused(o, W, h, inputIdx, outputIdx, checked_already, padding)
         return gemv_in_steps(o, W, h, inputIdx, outputIdx, padding)
 

@@ -36,11 +36,16 @@ AT_ONCE_ELEMENTS = 1 << 21
 # Of a sum that is written out for PyTorch's compiler.
 MOST_TERMS = 16
 
-# So many contiguous columns the compiler makes vectors of.
+# So many contiguous columns, or rows, the compiler makes vectors of.
 VECTOR_COLUMNS = 16
+VECTOR_DEPTH = 8
 
-# Blocks of fewer elements are multiplied as they stand: sorting takes longer than it saves.
+# Blocks of fewer elements are multiplied as they stand: sorting takes longer than it saves. So are
+# those of fewer than the second number, if all weights are of so few bytes that they stay in the
+# cache, where PyTorch's compiler makes one loop of a product.
 SORTED_BLOCK = 1 << 12
+SORTED_CACHED_BLOCK = 1 << 15
+CACHED_BYTES = 1 << 24
 
 # An operator of a library of one's own has half the overhead of a `custom_op`.
 LIBRARY = Library("blocksparse_ops", "FRAGMENT")
@@ -79,9 +84,18 @@ def like_first(o: Tensor, *others: Any) -> Tensor:
     return torch.empty_like(o, memory_format=torch.contiguous_format)
 
 
-def sorting_pays(inputIdx: Tensor, outputIdx: Tensor, blocks: Tensor) -> bool:
+def sorting_pays(
+    inputIdx: Tensor, outputIdx: Tensor, blocks: Tensor, least: int = SORTED_BLOCK
+) -> bool:
     reuse = reuse_of(sizes_of(inputIdx, outputIdx, blocks.shape[:2]))
-    return reuse >= SORTED_REUSE and blocks.shape[2] * blocks.shape[3] >= SORTED_BLOCK
+    return reuse >= SORTED_REUSE and blocks.shape[2] * blocks.shape[3] >= least
+
+
+def fusing_pays(W: Tensor, inputIdx: Tensor, outputIdx: Tensor) -> bool:
+    """Whether PyTorch's compiler makes a faster product than one that sorts blocks."""
+    is_cached = W.numel() * W.element_size() < CACHED_BYTES
+    least = SORTED_CACHED_BLOCK if is_cached else SORTED_BLOCK
+    return not sorting_pays(inputIdx, outputIdx, W, least)
 
 
 def steps_of(
@@ -260,11 +274,22 @@ def gemv_fused(
     if padding is not None:
         blocks = torch.where(of_input[:, None, :, None, None], 0, blocks)
     blocks, row = blocks.flatten(2, 3), h.flatten(1)[:, None, :, None]
-    if W.stride(3) == 1 and W.shape[3] >= VECTOR_COLUMNS:
+    if makes_vectors(W):
         result = o + (row * blocks).sum(2, dtype=o.dtype)
     else:
         result = o + sum_of_products(row, blocks).to(o.dtype)
     return result if padding is None else torch.where(of_output[:, :, None], o, result)
+
+
+def makes_vectors(W: Tensor) -> bool:
+    """Whether PyTorch's compiler makes vectors of a sum of products with gathered blocks.
+
+    Along the depth it does of numbers of 32 bits: with blocks of 16 x 16, a sum of such of 64 bits
+    takes seven times as long as its terms written out.
+    """
+    *_, depth, columns = W.shape
+    along_columns = W.stride(3) == 1 and columns >= VECTOR_COLUMNS
+    return along_columns or (W.stride(2) == 1 and depth >= VECTOR_DEPTH and W.element_size() <= 4)
 
 
 def sum_of_products(one: Tensor, other: Tensor) -> Tensor:
