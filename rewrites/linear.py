@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import NamedTuple
 
 from pytensor import scalar as ps
@@ -60,8 +61,10 @@ def product(factors: Sequence[TensorVariable]) -> TensorVariable:
     return mul(*factors) if len(factors) > 1 else factors[0]
 
 
-def minus_one(node: Apply) -> Scale:
-    return Scale((constant(-1, dtype=node.outputs[0].dtype),))
+@cache
+def minus_one(dtype: str) -> Scale:
+    """One for all nodes: scales are compared, and two constants of PyTensor's differ."""
+    return Scale((constant(-1, dtype=dtype),))
 
 
 def is_scalar(x: TensorVariable) -> bool:
@@ -101,9 +104,10 @@ def linear_terms(node: Apply) -> list[Term]:
     if is_elementwise(node, ps.Add):
         return [Term(Scale(), x) for x in node.inputs]
     if is_elementwise(node, ps.Sub):
-        return [Term(Scale(), node.inputs[0]), Term(minus_one(node), node.inputs[1])]
+        one, other = node.inputs
+        return [Term(Scale(), one), Term(minus_one(node.outputs[0].dtype), other)]
     if is_elementwise(node, ps.Neg):
-        return [Term(minus_one(node), node.inputs[0])]
+        return [Term(minus_one(node.outputs[0].dtype), node.inputs[0])]
     if is_elementwise(node, ps.Mul):
         return scaled_term(node, node.inputs, [])
     if is_elementwise(node, ps.TrueDiv):

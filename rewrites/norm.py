@@ -13,8 +13,9 @@ from pytensor.tensor.variable import TensorVariable
 
 from blocksparse_ops.gradient import BlockGradient, SparseBlockGradient, merged, squared_norm
 from blocksparse_ops.ops import SparseBlockOuter
-from blocksparse_ops.rewrites.linear import linear_terms, sizes_of
+from blocksparse_ops.rewrites.linear import sizes_of
 from blocksparse_ops.rewrites.match import is_elementwise, like, register, same_shape, sole_client
+from blocksparse_ops.rewrites.sums import meeting_of_uses
 from blocksparse_ops.rewrites.update import LinearForm
 from blocksparse_ops.zeros import RepeatedZero, is_zeros
 
@@ -89,12 +90,10 @@ def blocks_in_use(fgraph: FunctionGraph, form: LinearForm) -> BlockGradient | No
 
 
 def gradients_of(fgraph: FunctionGraph, variable: Variable) -> Iterator[Variable]:
-    """An outer, and the linear forms in which it stands, up to one that has several uses."""
+    """An outer, and the linear forms in which it stands, up to one that has other uses."""
     yield variable
-    while (client := sole_client(fgraph, variable)) is not None:
-        if all(x is not variable for _, x, _ in linear_terms(client)):
-            return
-        variable = client.outputs[0]
+    while (node := meeting_of_uses(fgraph, variable)) is not None:
+        variable = node.outputs[0]
         yield variable
 
 

@@ -19,9 +19,9 @@ from blocksparse_ops.rewrites.linear import (
 )
 from blocksparse_ops.rewrites.match import sole_client
 
-# What stands in a sum more often waits until a sum within that has been merged: each choice between
-# two forms of one term doubles how often. So many nodes are looked at for one where all uses of a
-# variable meet.
+# What stands in a sum more often waits until a sum within, if one holds all its uses, has been
+# merged: each choice between two forms of one term doubles how often. So many nodes are looked at
+# for one where all uses of a variable meet.
 MOST_WAYS = 32
 
 
@@ -29,10 +29,10 @@ def sums_of(fgraph: FunctionGraph, variable: Variable) -> list[TensorVariable]:
     """The sums that a term stands in, each of which alone uses the one below, the largest first."""
     dtype, start, found = variable.dtype, variable, []
     while (node := meeting_of_uses(fgraph, variable)) is not None:
-        is_step = any(x.variable is variable and x.step is not None for x in terms_below(node))
-        variable = node.outputs[0]
-        if is_step:
-            start = variable
+        total = node.outputs[0]
+        if is_moved(fgraph, variable, total):
+            start = total
+        variable = total
         if not fits(start, variable, Place()):
             break
         is_sum = isinstance(node.op, Elemwise | IncSubtensor)
@@ -69,6 +69,18 @@ def meeting_of_uses(fgraph: FunctionGraph, variable: Variable) -> Apply | None:
     if sole_client(fgraph, variable) is not None:
         return next(above, None)
     return next((node for node in above if variable in ways_down(fgraph, node.outputs[0])), None)
+
+
+def is_moved(fgraph: FunctionGraph, variable: Variable, total: Variable) -> bool:
+    """Whether a variable that a sum alone uses lies elsewhere in that, on any way."""
+    reached = [variable]
+    for x in reached:
+        for node, _ in fgraph.clients[x] if x is not total else ():
+            if any(term.variable is x and term.step is not None for term in terms_below(node)):
+                return True
+            if node.outputs[0] not in reached:
+                reached.append(node.outputs[0])
+    return False
 
 
 def nodes_above(fgraph: FunctionGraph, variable: Variable) -> Iterator[Apply]:

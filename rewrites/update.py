@@ -7,6 +7,7 @@
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cache
 
 from pytensor import scalar as ps
 from pytensor.graph.basic import Apply, Variable
@@ -117,7 +118,8 @@ class LinearForm:
         is_specified = client is not None and isinstance(client.op, SpecifyShape)
         self.total = client.outputs[0] if is_specified else top
         self.ways = ways_down(fgraph, top)
-        self.conditions: dict[TensorVariable, TensorVariable] = {}
+        # Each once: scales are compared, and what is made twice differs.
+        self.linear_terms, self.as_scalar = cache(linear_terms), cache(as_scalar)
         terms = self.collected()
         self.outers, self.rest = added_up(terms.outers), terms.rest
         self.zeros = list(terms.zeros.values())
@@ -143,7 +145,7 @@ class LinearForm:
             return self.opened_choice(node, chosen, scale, place)
         terms = Terms()
         is_outer = isinstance(node.op, SparseBlockOuter)
-        for term in linear_terms(node):
+        for term in self.linear_terms(node):
             x, below, scaled_by = term.variable, place.below(term.step), scale * term.scale
             if is_zeros(x) and (is_outer or like(x, self.top)):
                 terms.add_zeros(x, below)
@@ -189,9 +191,7 @@ class LinearForm:
     ) -> Terms | None:
         """A choice between two forms of the same rest: outers of either are added where chosen."""
         condition, one, other = chosen_by
-        if condition not in self.conditions:
-            self.conditions[condition] = as_scalar(condition, "bool")
-        condition = self.conditions[condition]
+        condition = self.as_scalar(condition, "bool")
         terms = Terms()
         rests: list[dict[TensorVariable, list[Scale]]] = []
         for chosen, wanted in ((one, True), (other, False)):
@@ -334,13 +334,16 @@ def added_up(
     outers: Iterable[tuple[Scale, Apply, Place]],
 ) -> list[tuple[TensorVariable, Apply, Place]]:
     """One for each outer and place, with all that scales it."""
-    together: dict[tuple, list[tuple[Scale, Apply, Place]]] = {}
+    scales: dict[tuple, list[Scale]] = {}
+    places: dict[tuple, tuple[Apply, Place]] = {}
     for scale, node, place in outers:
-        together.setdefault((node, place.key), []).append((scale, node, place))
+        key = node, place.key
+        places.setdefault(key, (node, place))
+        scales.setdefault(key, []).append(scale)
+    scaled_by = cache(lambda alpha, *scales: sum_of([scale.times(alpha) for scale in scales]))
     return [
-        (sum_of([scale.times(node.inputs[-1]) for scale, *_ in same]), node, place)
-        for same in together.values()
-        for _, node, place in same[:1]
+        (scaled_by(node.inputs[-1], *scales[key]), node, place)
+        for key, (node, place) in places.items()
     ]
 
 

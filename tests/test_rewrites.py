@@ -20,12 +20,13 @@ from blocksparse_ops import (
     sparse_block_gemv,
     sparse_block_outer,
 )
+from blocksparse_ops.zeros import RepeatedZero
 
 SIZES = Sizes(iBlocks=6, oBlocks=7, iSize=4, oSize=5, iWin=2, oWin=3, batch=3)
 
 MODES = ALL_MODES[1:]
 
-VIEWS = (DimShuffle, SpecifyShape, Reshape)
+VIEWS = (DimShuffle, SpecifyShape, Reshape, RepeatedZero)
 
 
 class Step:
@@ -165,6 +166,18 @@ def momentum(s):
     return [(s.V, velocity)]
 
 
+def guarded(s, rest, other_rate=None):
+    """A choice of two steps on one rest, of which the second may be none."""
+    other = rest if other_rate is None else rest - other_rate * s.g
+    return [(s.W, pt.switch(s.n > 1, rest - s.lr * s.g, other))]
+
+
+def clipped_and_decayed(s):
+    norm = pt.sqrt((s.g**2).sum())
+    clipped = pt.switch(norm > s.n, s.g * s.n / norm, s.g)
+    return [(s.W, s.W - s.lr * (clipped + HALF * s.W))]
+
+
 # How many dots a loss has, the updates, and the step's in-place outers and dense operations.
 OTHER_STEPS = {
     "sum of a cost": (1, lambda s: [(s.W, s.W - s.lr * s.g)], 1, 0),
@@ -187,6 +200,23 @@ OTHER_STEPS = {
     "decay in the gradient": (1, lambda s: [(s.W, s.W - s.lr * (s.g + HALF * s.W))], 1, 1),
     "momentum": (1, momentum, 1, 1),
     "decay by an array": (1, lambda s: [(s.W, s.W - s.lr * (s.g + s.W * s.V))], 1, 1),
+    "guarded, decay": (1, lambda s: guarded(s, (1 - s.lr * HALF) * s.W), 1, 1),
+    "guarded, negative": (1, lambda s: guarded(s, -s.W), 1, 1),
+    "guarded, divided": (1, lambda s: guarded(s, s.W / (1 + s.lr)), 1, 1),
+    "guarded, scaled by one element": (
+        1,
+        lambda s: guarded(s, s.V.mean(keepdims=True) * s.W),
+        1,
+        1,
+    ),
+    "two rates, decay": (1, lambda s: guarded(s, (1 - s.lr * HALF) * s.W, s.n), 1, 1),
+    "two gradients less the weights": (
+        2,
+        lambda s: [(s.W, pt.switch(s.n > 1, s.gradients[0] - s.W, HALF * s.gradients[1] - s.W))],
+        2,
+        1,
+    ),
+    "clipped by a choice, decay": (1, clipped_and_decayed, 1, 1),
     "zeros of another shape": (
         1,
         lambda s: [(s.W, s.W - s.lr * (s.g + pt.zeros((s.n.astype(int) * 2, 1, 1, 1), s.dtype)))],

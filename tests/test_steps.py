@@ -210,6 +210,23 @@ STEPS = {
         lambda s: s.array - scaled_by_choice(s, plain(s), 8),
         1,
     ),
+    "clipped by a choice, a gradient twice": (
+        W_SHAPE,
+        lambda s: clipped_by_choice(s, plain(s) + s.lr * plain(s)),
+        1,
+    ),
+    "a sum of parts, one of them scaled": (
+        (2, *W_SHAPE),
+        lambda s: s.array - s.lr * pt.grad(s.loss(s.lr * s.array[0] + s.array[1]), s.array),
+        2,
+    ),
+    "a sum of parts, one of them transposed": (
+        (2, 5, 5, 4, 4),
+        lambda s: (
+            s.array - s.lr * pt.grad(s.loss(s.array[0] + s.array[1].transpose(1, 0, 3, 2)), s.array)
+        ),
+        2,
+    ),
     "a gradient twice": (
         W_SHAPE,
         lambda s: s.array - s.lr * plain(s) - (s.lr64 * plain(s)).astype("float32"),
