@@ -6,6 +6,8 @@ from importlib import metadata, util
 # without debugging information, which takes a quarter of g++'s time.
 flags = os.environ.get("PYTENSOR_FLAGS", "")
 os.environ["PYTENSOR_FLAGS"] = f"gcc__cxxflags=-g0,{flags},on_opt_error=raise,on_shape_error=raise"
+# Each call of a Numba kernel makes sure that nothing was written behind a table of its memory.
+os.environ.setdefault("BLOCKSPARSE_CHECK_TABLES", "1")
 # Its compiler takes PyTorch seconds for each shape: test_pytorch.py turns it on for some.
 os.environ["TORCHDYNAMO_DISABLE"] = "1"
 # Of JAX most of the time is XLA's, on loops that run once, and before 0.11 half of that goes into
