@@ -216,6 +216,22 @@ class Place:
         return write_step(fgraph, step, total, below.write(fgraph, part, term))
 
 
+def fits(term: TensorVariable, total: TensorVariable, place: Place) -> bool:
+    """Whether a term has a dtype that a sum is made of, and no size known to differ from the sum's.
+
+    One that is 1 where the sum's is not known is taken to be equal: a rest is checked.
+    """
+    if not keeps_dtype(term, total):
+        return False
+    if not place.is_rearranged:
+        return True
+    axes = place.axes(term.type.ndim)
+    return len(axes) == total.type.ndim and all(
+        None in sizes or sizes[0] == sizes[1]
+        for sizes in zip((term.type.shape[a] for a in axes), total.type.shape, strict=True)
+    )
+
+
 def step_key(step: Apply) -> tuple:
     """Equal for nodes that put terms of the same shape into the same place."""
     if isinstance(step.op, IncSubtensor):  # whether it adds or writes

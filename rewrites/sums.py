@@ -9,14 +9,7 @@ from pytensor.tensor.elemwise import Elemwise
 from pytensor.tensor.subtensor import IncSubtensor
 from pytensor.tensor.variable import TensorVariable
 
-from blocksparse_ops.rewrites.linear import (
-    Place,
-    Scale,
-    Term,
-    branches,
-    keeps_dtype,
-    linear_terms,
-)
+from blocksparse_ops.rewrites.linear import Scale, Term, branches, linear_terms
 from blocksparse_ops.rewrites.match import sole_client
 
 # What stands in a sum more often waits until a sum within, if one holds all its uses, has been
@@ -27,14 +20,9 @@ MOST_WAYS = 32
 
 def sums_of(fgraph: FunctionGraph, variable: Variable) -> list[TensorVariable]:
     """The sums that a term stands in, each of which alone uses the one below, the largest first."""
-    dtype, start, found = variable.dtype, variable, []
+    dtype, found = variable.dtype, []
     while (node := meeting_of_uses(fgraph, variable)) is not None:
-        total = node.outputs[0]
-        if is_moved(fgraph, variable, total):
-            start = total
-        variable = total
-        if not fits(start, variable, Place()):
-            break
+        variable = node.outputs[0]
         is_sum = isinstance(node.op, Elemwise | IncSubtensor)
         if is_sum and variable.dtype == dtype:
             found.append(variable)
@@ -47,40 +35,12 @@ def terms_below(node: Apply) -> list[Term]:
     return linear_terms(node) if chosen is None else [Term(Scale(), x) for x in chosen[1:]]
 
 
-def fits(term: TensorVariable, total: TensorVariable, place: Place) -> bool:
-    """Whether a term has a dtype that a sum is made of, and no size known to differ from the sum's.
-
-    One that is 1 where the sum's is not known is taken to be equal: a rest is checked.
-    """
-    if not keeps_dtype(term, total):
-        return False
-    if not place.is_rearranged:
-        return True
-    axes = place.axes(term.type.ndim)
-    return len(axes) == total.type.ndim and all(
-        None in sizes or sizes[0] == sizes[1]
-        for sizes in zip((term.type.shape[a] for a in axes), total.type.shape, strict=True)
-    )
-
-
 def meeting_of_uses(fgraph: FunctionGraph, variable: Variable) -> Apply | None:
     """The nearest node of which all that uses a variable is a term, or a term of terms."""
     above = nodes_above(fgraph, variable)
     if sole_client(fgraph, variable) is not None:
         return next(above, None)
     return next((node for node in above if variable in ways_down(fgraph, node.outputs[0])), None)
-
-
-def is_moved(fgraph: FunctionGraph, variable: Variable, total: Variable) -> bool:
-    """Whether a variable that a sum alone uses lies elsewhere in that, on any way."""
-    reached = [variable]
-    for x in reached:
-        for node, _ in fgraph.clients[x] if x is not total else ():
-            if any(term.variable is x and term.step is not None for term in terms_below(node)):
-                return True
-            if node.outputs[0] not in reached:
-                reached.append(node.outputs[0])
-    return False
 
 
 def nodes_above(fgraph: FunctionGraph, variable: Variable) -> Iterator[Apply]:

@@ -27,6 +27,7 @@ from blocksparse_ops.rewrites.linear import (
     Scale,
     as_scalar,
     branches,
+    fits,
     keeps_dtype,
     linear_terms,
     product,
@@ -39,7 +40,7 @@ from blocksparse_ops.rewrites.match import (
     sole_client,
     specified_like,
 )
-from blocksparse_ops.rewrites.sums import fits, sums_of, terms_below, ways_down
+from blocksparse_ops.rewrites.sums import sums_of, terms_below, ways_down
 from blocksparse_ops.zeros import is_zeros
 
 
