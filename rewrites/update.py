@@ -335,16 +335,14 @@ def added_up(
     outers: Iterable[tuple[Scale, Apply, Place]],
 ) -> list[tuple[TensorVariable, Apply, Place]]:
     """One for each outer and place, with all that scales it."""
-    scales: dict[tuple, list[Scale]] = {}
-    places: dict[tuple, tuple[Apply, Place]] = {}
+    together: dict[tuple, tuple[Apply, Place, list[Scale]]] = {}
     for scale, node, place in outers:
-        key = node, place.key
-        places.setdefault(key, (node, place))
-        scales.setdefault(key, []).append(scale)
+        *_, scales = together.setdefault((node, place.key), (node, place, []))
+        scales.append(scale)
     scaled_by = cache(lambda alpha, *scales: sum_of([scale.times(alpha) for scale in scales]))
     return [
-        (scaled_by(node.inputs[-1], *scales[key]), node, place)
-        for key, (node, place) in places.items()
+        (scaled_by(node.inputs[-1], *scales), node, place)
+        for node, place, scales in together.values()
     ]
 
 

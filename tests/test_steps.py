@@ -1,5 +1,7 @@
 """Steps that people write: of parts and views of an array, guarded, and in two precisions."""
 
+from functools import partial
+
 import numpy as np
 import pytensor
 import pytensor.tensor as pt
@@ -92,6 +94,30 @@ def scaled_by_choice(s, g, times):
     return g
 
 
+CLIPS = {"clipped by the norm": clipped, "clipped by a choice": clipped_by_choice}
+
+# The shape of an array, the gradient that is clipped, and how many outers in place that takes.
+CLIPPED = {
+    "": (W_SHAPE, plain, 1),
+    ", two uses": (
+        W_SHAPE,
+        lambda s: pt.grad(s.loss(s.array) + s.other_loss(s.array), s.array),
+        2,
+    ),
+    ", of a part": ((6, 5, 4, 3), lambda s: s.gradient(s.array[1:]), 1),
+    ", used both ways": (
+        (5, 5, 4, 4),
+        lambda s: s.gradient(s.array, s.array.transpose(1, 0, 3, 2)),
+        2,
+    ),
+    ", a gradient twice": (W_SHAPE, lambda s: plain(s) + s.lr * plain(s), 1),
+}
+
+
+def clip_of(clip, gradient, s):
+    return clip(s, gradient(s))
+
+
 # The shape of the array, its new value, and how many outers in place that takes.
 STEPS = {
     "B[1:]": ((6, 5, 4, 3), lambda s: step_of(s, s.array[1:]), 1),
@@ -178,41 +204,14 @@ STEPS = {
     ),
     "a wider rate": (W_SHAPE, lambda s: (s.array - s.lr64 * plain(s)).astype("float32"), 1),
     "a wider step": (W_SHAPE, lambda s: s.array - (s.lr64 * plain(s)).astype("float32"), 1),
-    "clipped by the norm": (W_SHAPE, lambda s: clipped(s, plain(s)), 1),
-    "clipped by the norm, two uses": (
-        W_SHAPE,
-        lambda s: clipped(s, pt.grad(s.loss(s.array) + s.other_loss(s.array), s.array)),
-        2,
-    ),
-    "clipped by the norm, of a part": (
-        (6, 5, 4, 3),
-        lambda s: clipped(s, s.gradient(s.array[1:])),
-        1,
-    ),
-    "clipped by a choice": (W_SHAPE, lambda s: clipped_by_choice(s, plain(s)), 1),
-    "clipped by a choice, two uses": (
-        W_SHAPE,
-        lambda s: clipped_by_choice(s, pt.grad(s.loss(s.array) + s.other_loss(s.array), s.array)),
-        2,
-    ),
-    "clipped by a choice, of a part": (
-        (6, 5, 4, 3),
-        lambda s: clipped_by_choice(s, s.gradient(s.array[1:])),
-        1,
-    ),
-    "clipped by a choice, used both ways": (
-        (5, 5, 4, 4),
-        lambda s: clipped_by_choice(s, s.gradient(s.array, s.array.transpose(1, 0, 3, 2))),
-        2,
-    ),
+    **{
+        f"{name}{what}": (shape, partial(clip_of, clip, gradient), outers)
+        for name, clip in CLIPS.items()
+        for what, (shape, gradient, outers) in CLIPPED.items()
+    },
     "a choice of choices, 256 ways to the gradient": (
         W_SHAPE,
         lambda s: s.array - scaled_by_choice(s, plain(s), 8),
-        1,
-    ),
-    "clipped by a choice, a gradient twice": (
-        W_SHAPE,
-        lambda s: clipped_by_choice(s, plain(s) + s.lr * plain(s)),
         1,
     ),
     "a sum of parts, one of them scaled": (

@@ -39,10 +39,8 @@ def test_rows(mode):
 @pytest.mark.parametrize("shape", [(2,), (2, 3, 2)], ids=str)
 @pytest.mark.parametrize("mode", ARRAY_MODES)
 def test_an_index_of_unknown_shape(mode, shape):
-    table, index = (
-        pt.dmatrix("table"),
-        pt.tensor("index", dtype="int64", shape=(None,) * len(shape)),
-    )
+    table = pt.dmatrix("table")
+    index = pt.tensor("index", dtype="int64", shape=(None,) * len(shape))
     rows = sparse_block_take(table, index)
     outputs = [rows, pt.grad((rows**2).sum(), table)]
     function = pytensor.function([table, index], outputs, mode=mode)
