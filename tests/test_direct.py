@@ -44,6 +44,28 @@ def test_both_sides_of_the_thresholds(mode, dtype, problem):
             oracle.assert_within_bound(actual, expect(*arrays))
 
 
+# Of part of a vector, of one, of as many as are worked on at once, of more, and what is left over.
+WIDTHS = [*range(1, 18), 23, 31, 32, 33, 47, 64, 65, 79, 127]
+
+
+@pytest.mark.parametrize("mode", COMPILED)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("problem", ["gemv", "gemv_transposed", "outer"])
+@pytest.mark.parametrize("rows", [1, 9])
+def test_each_width(mode, dtype, problem, rows):
+    """And both layouts of a block give the same bits."""
+    _, draw, enter, expect = PROBLEMS[problem]
+    widths = [columns for columns in WIDTHS if rows == 1 or rows * columns <= DIRECT_ELEMENTS]
+    for seed, columns in enumerate(widths):
+        for iSize, oSize in ((rows, columns), (columns, rows)):
+            arrays = draw(Draw(Sizes(4, 1, iSize, oSize, 1, 1, batch=9), seed, dtype)).values()
+            actual = compiled(mode, problem, CONTIGUOUS, dtype)(*enter(*arrays))
+            oracle.assert_within_bound(actual, expect(*arrays))
+            if problem == "gemv_transposed":
+                expected = compiled(mode, "gemv", CONTIGUOUS, dtype)(*arrays)
+                np.testing.assert_array_equal(actual, expected)
+
+
 @pytest.mark.parametrize("mode", COMPILED)
 @pytest.mark.parametrize("problem", ["gemv", "gemv_transposed", "outer"])
 def test_weights_that_no_cache_holds(mode, problem):

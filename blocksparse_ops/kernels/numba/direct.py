@@ -4,6 +4,7 @@ products."""
 import numpy as np
 from numba.core.types import int64, void
 
+from blocksparse_ops.kernels.numba.ahead import set_ahead
 from blocksparse_ops.kernels.numba.arrays import load, store
 from blocksparse_ops.kernels.numba.check import count_from_start
 from blocksparse_ops.kernels.numba.choose import threads_for
@@ -26,13 +27,6 @@ from blocksparse_ops.kernels.numba.rows import (
 from blocksparse_ops.kernels.numba.split import share_of
 from blocksparse_ops.kernels.numba.sums import most_chains
 from blocksparse_ops.kernels.numba.threads import Work
-
-# Blocks of so many bytes are prefetched, if all together have more than a cache: the processor
-# looks some smaller ones ahead by itself.
-LEAST_BLOCK, CACHE_BYTES = 1024, 8 * 1024 * 1024
-
-# So many bytes of blocks, or triples, are prefetched ahead.
-AHEAD_BYTES, LEAST_AHEAD, MOST_AHEAD = 16 * 1024, 4, 32
 
 # Columns that are summed at once where they are contiguous.
 MOST_COLUMNS = 4
@@ -89,13 +83,6 @@ def set_direct(p, blocks, left, right, left_index, right_index, scale, most_thre
     p.words = ceil_div(inputs, WORD_BITS) if p.is_padded else 0
     elements = blocks.shape[2] * blocks.shape[3]
     p.threads = threads_for(left.shape[0] * inputs * outputs, elements, most_threads)
-    size = elements * size_of(p)
-    # In floating point: the product may overflow.
-    of_all = float(blocks.shape[0]) * float(blocks.shape[1]) * float(size)
-    p.ahead = 0
-    if size >= LEAST_BLOCK and of_all > CACHE_BYTES and inputs > 0:
-        triples = min(max(AHEAD_BYTES // size, LEAST_AHEAD), MOST_AHEAD)
-        p.ahead = (triples + inputs - 1) // inputs
 
 
 @kernel
@@ -123,11 +110,12 @@ def shape_of_gemv(p):
     size, lanes = size_of(p), lanes_of(p)
     chains = power_up_to(most_chains_of(p), depth)
     has_columns = row_step == size and p.left.strides[2] == size
-    if has_columns and (columns == 1 or column_step != size):
-        lanes = power_up_to(min(MOST_COLUMNS, lanes), columns)
-        return position_of(p, 1, chains, lanes, columns)
-    lanes = power_up_to(lanes, columns) if column_step == size else 0
-    return position_of(p, 0, chains, lanes, columns)
+    by_columns = has_columns and (columns == 1 or column_step != size)
+    most_lanes = 1
+    # One by one where the output has gaps: its addresses would take the registers of all others.
+    if p.right.strides[2] == size and (by_columns or column_step == size):
+        most_lanes = min(MOST_COLUMNS, lanes) if by_columns else lanes
+    return position_of(p, np.int64(by_columns), chains, power_up_to(most_lanes, columns), columns)
 
 
 @kernel
@@ -168,6 +156,7 @@ def run_direct_gemv(out, W, h, inputIdx, outputIdx, scale, start, most_threads):
             store(p.initial + q * size_of(p), load(start, scale))
     p.input = count_from_start(inputIdx, W.shape[0], p.input)
     p.output = count_from_start(outputIdx, W.shape[1], p.output)
+    set_ahead(p)
     work_gemv(scale, shape_of_gemv(p), address_of_record(p), p.threads)
     free_tables(p, take_direct, array)
 
@@ -181,6 +170,7 @@ def run_direct_outer(out, x, y, xIdx, yIdx, alpha, most_threads):
     array = allocate_tables(p, take_direct)
     p.input = count_from_start(xIdx, out.shape[0], p.input)
     p.output = count_from_start(yIdx, out.shape[1], p.output)
+    set_ahead(p)
     work_outer(alpha, shape_of_outer(p), address_of_record(p), p.threads)
     free_tables(p, take_direct, array)
 

@@ -1,16 +1,18 @@
 """The code of the direct path: rows of the output one after the other, for one shape of blocks."""
 
 from collections import namedtuple
+from functools import partial
 from itertools import product
 
 from llvmlite import ir
 from numba.core.types import void
 from numba.extending import intrinsic
 
+from blocksparse_ops.kernels.numba.ahead import AHEAD, Ahead
 from blocksparse_ops.kernels.numba.arrays import array_type
 from blocksparse_ops.kernels.numba.places import Places, is_block
 from blocksparse_ops.kernels.numba.records import SCALAR, Record
-from blocksparse_ops.kernels.numba.sums import ColumnSums, RowSums, add_lanes, select_from
+from blocksparse_ops.kernels.numba.sums import ColumnSums, RowSums, add_lanes, most_at_once
 from blocksparse_ops.kernels.numba.vector import (
     WORD,
     WORD_BYTES,
@@ -20,17 +22,16 @@ from blocksparse_ops.kernels.numba.vector import (
     word,
 )
 
-LINE = 64
-
 YES = ir.Constant(ir.IntType(1), 1)
 
 # What all threads work on: the blocks, what stands at the input window and at the output window,
-# tables of the indices counted from the start, and whether these may be padded. `ahead` is a number
-# of rows, or 0; `initial` is the address of a vector of initial values, or 0; and `places` are
-# words for Places, so many for each thread.
+# tables of the indices counted from the start, and whether these may be padded. `initial` is the
+# address of a vector of initial values, or 0; and `places` are words for Places, so many for each
+# thread.
 DIRECT = Record(
     "Direct",
-    "input output is_padded threads ahead initial places words",
+    "input output is_padded threads initial places words",
+    ahead=AHEAD,
     blocks=array_type(4),
     left=array_type(3),
     right=array_type(3),
@@ -46,12 +47,13 @@ class Rows:
     `shape.padded`, places of either window may be.
     """
 
-    def __init__(self, builder, scalar, shape, record, thread):
-        self.code, self.builder = Code(builder), builder
+    def __init__(self, context, builder, scalar, shape, record, thread):
+        self.context, self.code, self.builder = context, Code(builder), builder
         self.scalar, self.size = llvm_scalar(scalar), bytes_of(scalar)
         self.by_columns, self.lanes = shape.by_columns, shape.lanes
         self.single, self.whole = shape.single, shape.whole
-        for field in ("input", "output", "ahead", "initial"):
+        self.ahead = DIRECT.address(builder, record, "ahead")
+        for field in ("input", "output"):
             setattr(self, field, DIRECT.load(self.code, record, field))
         for field in ("blocks", "left", "right"):
             setattr(self, field, DIRECT.load_array(self.code, record, field))
@@ -66,6 +68,7 @@ class Rows:
     def write(self, first, last):
         """All of rows `first` to `last`."""
         builder, code = self.builder, self.code
+        ahead = Ahead(self.context, code, self.ahead, last)
         left, _, (left_step, *_) = self.left
         right, _, (right_step, place_step, *_) = self.right
         others = builder.mul(builder.sub(self.outputs, word(1)), place_step)
@@ -83,7 +86,7 @@ class Rows:
 
         def work(row, values):
             w, left, right, input_blocks, *is_empty = values
-            self._prefetch(row, last)
+            ahead.prefetch_from(row)
             j = self._index(self.output, row)
             if self.padded:
                 enters = builder.or_(
@@ -134,97 +137,86 @@ class Rows:
         data, _, (i_step, j_step, *_) = self.blocks
         return self.code.offset(self.code.offset(data, i, i_step), j, j_step)
 
-    def _some_block(self, number):
-        """The number of a block; of what is padded another's."""
-        return self.builder.select(is_block(self.builder, number), number, word(0))
+    def _step(self, step):
+        """That from one column to the next: in vectors they are contiguous."""
+        return step if self.lanes == 1 else word(self.size)
 
-    def _prefetch(self, row, last):
-        """The blocks of a row to come."""
-        builder, code = self.builder, self.code
-        later = builder.add(row, self.ahead)
-        wanted = builder.and_(
-            builder.icmp_signed("!=", self.ahead, word(0)), builder.icmp_signed("<", later, last)
-        )
-        with builder.if_then(wanted, likely=False):
-            _, (_, _, rows, columns), (_, _, row_step, column_step) = self.blocks
-            n = builder.sdiv(later, self.outputs)
-            input_blocks = code.offset(self.input, builder.mul(n, self.inputs), word(WORD_BYTES))
-            j = self._some_block(self._index(self.output, later))
-            is_row_major = builder.icmp_signed("==", column_step, word(self.size))
-            lines = builder.select(is_row_major, rows, columns)
-            length = builder.mul(builder.select(is_row_major, columns, rows), word(self.size))
-            step = builder.select(is_row_major, row_step, column_step)
+    def _for_each_vector(self, columns, use, use_rest):
+        """use(column, vectors) for some vectors at once, and use_rest(column) if some are left."""
+        if self.whole:
+            use(word(0), 1)
+            return
+        builder, first = self.builder, word(0)
+        for vectors in sorted({self.vectors, 1}, reverse=True):
+            step = vectors * self.lanes
 
-            def prefetch_block(v, _):
-                block = self._block(self._some_block(self._index(input_blocks, v)), j)
-
-                def prefetch_row(k, _):
-                    line = code.offset(block, k, step)
-
-                    def prefetch_line(at, _):
-                        code.prefetch(builder.add(line, at), write=0, locality=3)
-                        return []
-
-                    code.for_loop(word(0), length, word(LINE), [], prefetch_line)
-                    return []
-
-                code.for_loop(word(0), lines, word(1), [], prefetch_row)
+            def use_some(column, _, vectors=vectors):
+                use(column, vectors)
                 return []
 
-            code.for_loop(word(0), self.inputs, word(1), [], prefetch_block)
-
-    def _for_each_vector(self, columns, use):
-        """use(column, overlap) for each vector of columns; the last may overlap another."""
-        if self.whole:
-            use(word(0), word(0))
-            return
-        last = self.builder.sub(columns, word(self.lanes))
-
-        def use_one(first, _):
-            column = self.code.smaller(first, last)
-            use(column, self.builder.sub(first, column))
-            return []
-
-        self.code.for_loop(word(0), columns, word(self.lanes), [], use_one)
+            end = builder.sub(columns, word(step - 1))
+            first, _ = self.code.for_loop(first, end, word(step), [], use_some)
+        if self.lanes > 1:
+            with builder.if_then(builder.icmp_signed("<", first, columns)):
+                use_rest(first)
 
 
 class GemvRows(Rows):
     """out[n, w] += sum_v left[n, v] @ blocks[i, j], the output at the place of `right`."""
 
-    def __init__(self, builder, scalar, shape, record, thread):
-        super().__init__(builder, scalar, shape, record, thread)
+    def __init__(self, context, builder, scalar, shape, record, thread):
+        super().__init__(context, builder, scalar, shape, record, thread)
         sums = ColumnSums if shape.by_columns else RowSums
-        self.sums = sums(self.code, scalar, shape.chains, shape.lanes)
+        self.sums = partial(sums, self.code, scalar, shape.chains, shape.lanes)
+        self.vectors = sums.vectors_at_once(scalar, shape.chains, shape.lanes)
+        self.start = self._start(DIRECT.load(self.code, record, "initial"))
+
+    def _start(self, initial):
+        """What add_lanes adds to."""
+        vector = ir.VectorType(self.scalar, self.lanes)
+        is_given = self.builder.icmp_signed("!=", initial, word(0))
+        load = partial(self.code.load, initial, vector, self.size)
+        (values,) = self.code.when(is_given, [ir.Constant(vector, None)], lambda _: [load()])
+        return is_given, values
 
     def _add(self, left, right, input_blocks, j):
-        code = self.code
+        builder, code = self.builder, self.code
         _, (_, _, depth, columns), (*_, row_step, column_step) = self.blocks
         _, _, (_, place_step, left_step) = self.left
-        out_step = self.right[2][2]
         step = column_step if self.by_columns else row_step
+        out_step = self._step(self.right[2][2])
+        if not self.by_columns:
+            column_step = self._step(column_step)
 
-        def add_vector(column, overlap):
-            def accumulate(v, i, sums):
+        def add_vectors(column, vectors, overlap=None):
+            sums = self.sums(vectors)
+
+            def accumulate(v, i, values):
                 block = code.offset(self._block(i, j), column, column_step)
                 row = code.offset(left, v, place_step)
-                return self.sums.accumulate(sums, row, left_step, block, step, depth)
+                return sums.accumulate(values, row, left_step, block, step, depth)
 
-            sums = self._for_each_input(input_blocks, self.sums.start(), accumulate)
-            to = code.offset(right, column, out_step)
-            total = self.sums.total(sums)
-            add_lanes(code, total, overlap, self.initial, to, out_step, self.size)
+            values = self._for_each_input(input_blocks, sums.start(), accumulate)
+            for vector, total in enumerate(sums.totals(values)):
+                first = builder.add(column, word(vector * self.lanes))
+                to = code.offset(right, first, out_step)
+                add_lanes(code, total, overlap, self.start, to, self.size)
 
-        self._for_each_vector(columns, add_vector)
+        def add_last(column):
+            """A vector that overlaps another: narrower ones would sum one after the other."""
+            last = builder.sub(columns, word(self.lanes))
+            add_vectors(last, 1, builder.sub(column, last))
+
+        self._for_each_vector(columns, add_vectors, add_last)
 
 
 class OuterRows(Rows):
     """blocks[i, j] += scale * outer(left[n, v], right[n, w]), for some of the blocks."""
 
-    def __init__(self, builder, scalar, shape, record, thread, first_block, last_block):
-        super().__init__(builder, scalar, shape, record, thread)
+    def __init__(self, context, builder, scalar, shape, record, thread, first_block, last_block):
+        super().__init__(context, builder, scalar, shape, record, thread)
         self.first_block, self.last_block = first_block, last_block
-        self.vector = ir.VectorType(self.scalar, self.lanes)
-        self.scales = self.code.splat(self.scale, self.vector)
+        self.vectors = most_at_once(scalar, shape.lanes)
 
     def _add(self, left, right, input_blocks, j):
         builder, code = self.builder, self.code
@@ -251,23 +243,43 @@ class OuterRows(Rows):
             axes[::-1] if self.by_columns else axes for axes in (sizes, steps)
         )
         (left, left_step), (right, right_step) = left, right
+        column_step, right_step = self._step(column_step), self._step(right_step)
         builder, code = self.builder, self.code
 
-        def add_vector(column, overlap):
-            factor = code.load(code.offset(right, column, right_step), self.vector, self.size)
+        def add_vectors(column, vectors, lanes=self.lanes):
+            vector = ir.VectorType(self.scalar, lanes)
+            scales = code.splat(self.scale, vector)
+            columns = [builder.add(column, word(k * lanes)) for k in range(vectors)]
+            places = [code.offset(right, first, right_step) for first in columns]
+            factors = [code.load(place, vector, self.size) for place in places]
 
             def add_row(k, _):
-                to = code.offset(code.offset(block, k, row_step), column, column_step)
                 one = code.load(code.offset(left, k, left_step), self.scalar, self.size)
-                product = builder.fmul(code.splat(one, self.vector), factor)
-                old = code.load(to, self.vector, self.size)
-                total = builder.fadd(old, builder.fmul(self.scales, product))
-                code.store(select_from(code, overlap, total, old), to, align=self.size)
+                one, row = code.splat(one, vector), code.offset(block, k, row_step)
+                for first, factor in zip(columns, factors, strict=True):
+                    to = code.offset(row, first, column_step)
+                    product = builder.fmul(scales, builder.fmul(one, factor))
+                    old = code.load(to, vector, self.size)
+                    code.store(builder.fadd(old, product), to, align=self.size)
                 return []
 
-            code.for_loop(word(0), rows, word(1), [], add_row)
+            code.for_loop(word(0), rows, word(1), [], add_row, is_short=True)
 
-        self._for_each_vector(columns, add_vector)
+        def add_rest(column):
+            """In narrower vectors: one that overlaps waits for what was just written."""
+            lanes = self.lanes // 2
+            while lanes:
+                end = builder.add(column, word(lanes))
+
+                def add_some(_, column=column, end=end, lanes=lanes):
+                    add_vectors(column, 1, lanes)
+                    return [end]
+
+                is_left = builder.icmp_signed("<=", end, columns)
+                (column,) = code.when(is_left, [column], add_some)
+                lanes //= 2
+
+        self._for_each_vector(columns, add_vectors, add_rest)
 
 
 # What a function is compiled for: whether columns of blocks are contiguous, the chains of a sum,
@@ -289,14 +301,14 @@ def shapes():
 
 
 def runner(write):
-    """The function that runs the code which write(builder, scalar, shape, ...) writes."""
+    """The function that runs the code which write(context, builder, scalar, shape, ...) writes."""
 
     @intrinsic(prefer_literal=True)
     def run(typing_context, position, record, thread, first, last):
         shape = shapes()[position.literal_value]
 
         def generate(context, builder, signature, values):
-            write(builder, record.scalar, shape, *values[1:])
+            write(context, builder, record.scalar, shape, *values[1:])
             return context.get_dummy_value()
 
         return void(position, record, thread, first, last), generate
@@ -305,12 +317,12 @@ def runner(write):
 
 
 @runner
-def add_gemv(builder, scalar, shape, record, thread, first, last):
-    GemvRows(builder, scalar, shape, record, thread).write(first, last)
+def add_gemv(context, builder, scalar, shape, record, thread, first, last):
+    GemvRows(context, builder, scalar, shape, record, thread).write(first, last)
 
 
 @runner
-def add_outer(builder, scalar, shape, record, thread, first, last):
-    rows = OuterRows(builder, scalar, shape, record, thread, first, last)
+def add_outer(context, builder, scalar, shape, record, thread, first, last):
+    rows = OuterRows(context, builder, scalar, shape, record, thread, first, last)
     (batch, *_), (_, outputs, _) = rows.left[1], rows.right[1]
     rows.write(word(0), builder.mul(batch, outputs))

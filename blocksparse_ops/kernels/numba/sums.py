@@ -8,7 +8,13 @@ are not joined to one step either.
 
 from llvmlite import ir
 
-from blocksparse_ops.kernels.numba.vector import VECTOR_BYTES, bytes_of, llvm_scalar, word
+from blocksparse_ops.kernels.numba.vector import (
+    VECTOR_BYTES,
+    bytes_of,
+    full_lanes,
+    llvm_scalar,
+    word,
+)
 
 
 def most_chains(scalar):
@@ -16,14 +22,28 @@ def most_chains(scalar):
     return max(min(VECTOR_BYTES, 32) // bytes_of(scalar), 2)
 
 
-class Sums:
-    """Code that sums products with `lanes` columns in `chains`."""
+# So many sums are in registers.
+MOST_SUMS = 8
 
-    def __init__(self, code, scalar, chains, lanes):
+
+def most_at_once(scalar, lanes):
+    """How many vectors of columns are added to at once; there is but one that is not full."""
+    return 4 if 1 < lanes == full_lanes(scalar) else 1
+
+
+class Sums:
+    """Code that sums products in `chains` with some vectors of columns, of `lanes` each."""
+
+    def __init__(self, code, scalar, chains, lanes, vectors):
         self.code, self.builder = code, code.builder
         self.scalar, self.size = llvm_scalar(scalar), bytes_of(scalar)
-        self.chains, self.lanes = chains, lanes
+        self.chains, self.lanes, self.vectors = chains, lanes, vectors
         self.row = ir.VectorType(self.scalar, lanes)
+
+    @staticmethod
+    def vectors_at_once(scalar, chains, lanes):
+        """How many vectors of columns fit into registers."""
+        raise NotImplementedError
 
     def start(self):
         """The values of no products."""
@@ -33,14 +53,14 @@ class Sums:
         """Add left[k] * block[k][.] for k < depth. Steps are in bytes."""
         raise NotImplementedError
 
-    def total(self, sums):
-        """The sums of all columns, as one vector."""
+    def totals(self, sums):
+        """The sums of all columns, as vectors."""
         raise NotImplementedError
 
     def _chains_of(self, depth, sums, add, add_last):
         """Add products k to k + chains, and at last those from depth - chains on."""
         end = self.builder.sub(depth, word(self.chains - 1))
-        k, sums = self.code.for_loop(word(0), end, word(self.chains), sums, add)
+        k, sums = self.code.for_loop(word(0), end, word(self.chains), sums, add, is_short=True)
         some_left = self.builder.icmp_signed("<", k, depth)
         return self.code.when(some_left, sums, lambda sums: add_last(k, sums))
 
@@ -49,17 +69,24 @@ class Sums:
 
 
 class RowSums(Sums):
-    """Of blocks whose rows are contiguous: a vector of columns for each chain."""
+    """Of blocks whose rows are contiguous: vectors of columns for each chain."""
+
+    @staticmethod
+    def vectors_at_once(scalar, chains, lanes):
+        return max(min(most_at_once(scalar, lanes), MOST_SUMS // chains), 1)
 
     def start(self):
-        return [ir.Constant(self.row, None)] * self.chains
+        return [ir.Constant(self.row, None)] * (self.chains * self.vectors)
 
     def accumulate(self, sums, left, left_step, block, step, depth):
         def add(chain, k, sums):
             at = self.code.load(self.code.offset(left, k, left_step), self.scalar, self.size)
-            row = self.code.load(self.code.offset(block, k, step), self.row, self.size)
+            at, row = self.code.splat(at, self.row), self.code.offset(block, k, step)
             sums = list(sums)
-            sums[chain] = self._product(self.code.splat(at, self.row), row, sums[chain])
+            for place in range(chain, len(sums), self.chains):
+                part = self.code.load(row, self.row, self.size)
+                sums[place] = self._product(at, part, sums[place])
+                row = self.builder.add(row, word(self.lanes * self.size))
             return sums
 
         def add_all(k, sums):
@@ -82,7 +109,13 @@ class RowSums(Sums):
             return add(0, word(0), sums)
         return self._chains_of(depth, sums, add_all, add_last)
 
-    def total(self, sums):
+    def totals(self, sums):
+        return [
+            self._join(sums[first : first + self.chains])
+            for first in range(0, len(sums), self.chains)
+        ]
+
+    def _join(self, sums):
         while len(sums) > 1:
             half = len(sums) // 2
             sums = [self.builder.fadd(sums[k], sums[half + k]) for k in range(half)]
@@ -95,6 +128,10 @@ class ColumnSums(Sums):
     def __init__(self, *args):
         super().__init__(*args)
         self.column = ir.VectorType(self.scalar, self.chains)
+
+    @staticmethod
+    def vectors_at_once(scalar, chains, lanes):
+        return 1
 
     def start(self):
         return [ir.Constant(self.column, None)] * self.lanes
@@ -122,7 +159,7 @@ class ColumnSums(Sums):
             return products(word(0), sums)
         return self._chains_of(depth, sums, products, last_products)
 
-    def total(self, sums):
+    def totals(self, sums):
         """Vectors hold the chains of as many columns as they have lanes for."""
         chains = self.chains
         while chains > 1:
@@ -143,7 +180,7 @@ class ColumnSums(Sums):
         while len(sums) > 1:
             count = 2 * sums[0].type.count
             sums = [self.code.shuffle(*pair, list(range(count))) for pair in pairs(sums)]
-        return sums[0]
+        return sums
 
 
 def pairs(vectors):
@@ -160,27 +197,27 @@ def select_from(code, first, more, less):
     return code.builder.select(mask, more, less)
 
 
-def add_lanes(code, total, overlap, initial, to, step, size):
-    """to[q] += total[q] for all lanes q from number `overlap` on.
+def from_lane(code, first, sums):
+    """Sums to add, of which the lanes before number `first`, if there is one, change nothing.
 
-    With the address of a vector of initial values that is not 0, to[q] = initial[q] + total[q].
+    What is added is selected, not what is written: LLVM would make that a masked store, which is
+    slow on AMD's processors.
     """
-    builder, vector = code.builder, total.type
-    is_started = builder.icmp_signed("!=", initial, word(0))
-    adjacent = builder.icmp_signed("==", step, word(size))
-    with builder.if_else(adjacent) as (then, otherwise):
-        with then:
-            old = code.load(builder.select(is_started, initial, to), vector, align=size)
-            new, there = builder.fadd(old, total), code.load(to, vector, align=size)
-            code.store(select_from(code, overlap, new, there), to, align=size)
-        with otherwise:
+    if first is None:
+        return sums
+    return select_from(code, first, sums, ir.Constant(sums.type, [-0.0] * sums.type.count))
 
-            def add(q, _):
-                address = code.offset(to, q, step)
-                start = builder.select(is_started, code.offset(initial, q, word(size)), address)
-                old = code.load(start, vector.element, align=size)
-                lane = builder.extract_element(total, q)
-                code.store(builder.fadd(old, lane), address, align=size)
-                return []
 
-            code.for_loop(overlap, word(vector.count), word(1), [], add)
+def add_lanes(code, total, overlap, start, to, size):
+    """to[q] += total[q] for all lanes q from number `overlap` on, if there is one.
+
+    `start` is whether there are initial values, and a vector of these: then to[q] = initial[q] +
+    total[q], of all lanes.
+    """
+    is_given, initial = start
+    old, more = code.when(
+        code.builder.not_(is_given),
+        [initial, total],
+        lambda _: [code.load(to, total.type, align=size), from_lane(code, overlap, total)],
+    )
+    code.store(code.builder.fadd(old, more), to, align=size)

@@ -49,6 +49,13 @@ def word(value):
     return ir.Constant(WORD, value)
 
 
+def not_unrolled(module):
+    """What keeps a loop as it is: LLVM knows it by a node that begins with itself."""
+    node = module.add_metadata([ir.Constant(FLAG, len(module.metadata))])
+    node.operands = (node, module.add_metadata(["llvm.loop.unroll.disable"]))
+    return node
+
+
 class Code:
     """LLVM code as it is written, on addresses that are 64-bit numbers."""
 
@@ -100,7 +107,7 @@ class Code:
         flags = [ir.Constant(FLAG, value) for value in (write, locality, 1)]
         self.builder.call(function, [self._pointer(address, BYTE), *flags])
 
-    def while_loop(self, values, condition, body):
+    def while_loop(self, values, condition, body, is_short=False):
         """Values turned into body(*values) for as long as condition(*values) holds."""
         before = self.builder.block
         head, inside, after = (self.builder.append_basic_block() for _ in range(3))
@@ -114,11 +121,13 @@ class Code:
         results = body(*merged)
         for phi, value in zip(merged, results, strict=True):
             phi.add_incoming(value, self.builder.block)
-        self.builder.branch(head)
+        back = self.builder.branch(head)
+        if is_short:
+            back.set_metadata("llvm.loop", not_unrolled(self.builder.module))
         self.builder.position_at_end(after)
         return merged
 
-    def for_loop(self, start, end, step, values, body):
+    def for_loop(self, start, end, step, values, body, is_short=False):
         """Values turned into body(k, values) for k from start to end by step; k, and the values."""
 
         def condition(k, *_):
@@ -128,7 +137,7 @@ class Code:
             results = body(k, list(values))
             return [self.builder.add(k, step), *results]
 
-        k, *results = self.while_loop([start, *values], condition, turn)
+        k, *results = self.while_loop([start, *values], condition, turn, is_short)
         return k, results
 
     def when(self, condition, values, body):
