@@ -104,13 +104,15 @@ class DirectGemv {
         if (!writes_all() || rows.first == rows.last) return;
         const bool has_rows = p.W.strides[3] == size;
         const bool has_columns = p.W.strides[2] == size && p.h.strides[2] == size;
+        // One by one where the output has gaps.
+        const i64 columns = p.out.strides[2] == size ? p.columns : 1;
         with_power<most_chains<T>>(p.depth, [&](auto chains) {
             if (has_columns && (p.columns == 1 || !has_rows))
-                with_power<most_columns>(p.columns, [&](auto lanes) {
+                with_power<most_columns>(columns, [&](auto lanes) {
                     add<ColumnSums<T, chains(), lanes()>>(rows, p.W.strides[3], words);
                 });
             else
-                with_power<full_lanes<T>>(has_rows ? p.columns : 1, [&](auto lanes) {
+                with_power<full_lanes<T>>(has_rows ? columns : 1, [&](auto lanes) {
                     add<RowSums<T, chains(), lanes()>>(rows, p.W.strides[2], words);
                 });
         });
@@ -153,18 +155,29 @@ class DirectGemv {
             ahead.prefetch_from(row);
             if (window.is_padded()) continue;
             const char* blocks = all_blocks + *window.output * j_step;
-            for (i64 first = 0; first < columns; first += lanes) {
-                const i64 q = std::min(first, columns - lanes);
-                Sums sums;
+            const auto add = [&](auto vectors, i64 q, i64 overlap = 0)
+                                 __attribute__((always_inline)) {
+                typename Sums::template Of<vectors()> sums;
                 for (auto v = window.first_input(); v; v.next()) {
                     short_loop();
                     const char* block = blocks + window.input[*v] * i_step;
                     sums.accumulate(window.in + *v * h_step, left_step, block + q * column_step,
                                     step, depth);
                 }
-                add_lanes<T, lanes>(sums.total(), first - q, initial, window.out + q * to_step,
-                                    to_step);
+                char* const to = window.out + q * to_step;
+                for_each<vectors()>([&](auto vec) __attribute__((always_inline)) {
+                    add_lanes<T, lanes>(sums.template total<vec()>(), overlap, initial,
+                                        to + vec() * lanes * size);
+                });
+            };
+            if constexpr (whole) {
+                add(constant<1>{}, 0);
+                continue;
             }
+            const i64 q = for_each_vector<lanes, Sums::most_vectors>(columns, add);
+            // A vector that overlaps another: narrower ones would sum one after the other.
+            const i64 last = columns - lanes;
+            if (lanes > 1 && q < columns) add(constant<1>{}, last, q - last);
         }
     }
 };
@@ -274,23 +287,46 @@ class DirectOuter {
         // to[k][q] += alpha * left[k] * right[q]
         __attribute__((always_inline)) void add(char* to, const char* left,
                                                 const char* right) const {
-            for (i64 first = 0; first < columns; first += lanes) {
-                const i64 q = std::min(first, columns - lanes), overlap = first - q;
-                const V factor = load_vector<V>(right + q * right_step);
-                char* row = to + q * column_step;
-                const char* at = left;
-                for (i64 k = 0; k < rows; ++k, row += row_step, at += left_step) {
-                    short_loop();
-                    const V old = load_vector<V>(row), sum = old + alpha * (load<T>(at) * factor);
-                    store_vector(row, overlap ? select_from<T, lanes>(overlap, sum, old) : sum);
-                }
-            }
+            const auto add = [&](auto vectors, i64 q) __attribute__((always_inline)) {
+                add_vectors<vectors(), lanes>(to, left, right, q);
+            };
+            if constexpr (whole) return add(constant<1>{}, 0);
+            const i64 q = for_each_vector<lanes, most_at_once<T, lanes>>(columns, add);
+            add_rest<lanes / 2>(to, left, right, q);
         }
 
        private:
-        using V = Vector<T, lanes>;
         const i64 rows, row_step, columns, column_step, left_step, right_step;
         const T alpha;
+
+        template <int vectors, int width>
+        __attribute__((always_inline)) void add_vectors(char* to, const char* left,
+                                                        const char* right, i64 q) const {
+            using V = Vector<T, width>;
+            V factor[vectors];
+            right += q * right_step, to += q * column_step;
+            for_each<vectors>([&](auto vec) __attribute__((always_inline)) {
+                factor[vec()] = load_vector<V>(right + vec() * sizeof(V));
+            });
+            for (i64 k = 0; k < rows; ++k, to += row_step, left += left_step) {
+                short_loop();
+                const T at = load<T>(left);
+                for_each<vectors>([&](auto vec) __attribute__((always_inline)) {
+                    char* const place = to + vec() * sizeof(V);
+                    store_vector(place, load_vector<V>(place) + alpha * (at * factor[vec()]));
+                });
+            }
+        }
+
+        // In narrower vectors: one that overlaps another waits for what was just written.
+        template <int width>
+        __attribute__((always_inline)) void add_rest(char* to, const char* left,
+                                                     const char* right, i64 q) const {
+            if constexpr (width > 0) {
+                if (q + width <= columns) add_vectors<1, width>(to, left, right, q), q += width;
+                add_rest<width / 2>(to, left, right, q);
+            }
+        }
     };
 };
 

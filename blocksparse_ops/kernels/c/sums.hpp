@@ -41,51 +41,76 @@ V select_from(i64 first, const V& more, const V& less) {
 // to[q] += sum[q] for all lanes q but the first, `overlap` of them; with a vector of initial values,
 // to[q] = initial[q] + sum[q].
 template <class T, int lanes>
-void add_lanes(const Vector<T, lanes>& sum, i64 overlap, const char* initial, char* to, i64 step) {
+void add_lanes(const Vector<T, lanes>& sum, i64 overlap, const char* initial, char* to) {
     using V = Vector<T, lanes>;
-    constexpr i64 size = sizeof(T);
-    if (step == size) {
-        const V all = load_vector<V>(initial ? initial : to) + sum;
-        store_vector(to, overlap ? select_from<T, lanes>(overlap, all, load_vector<V>(to)) : all);
-    } else {
-        T each[lanes];
-        store_vector(reinterpret_cast<char*>(each), sum);
-        for (i64 q = overlap; q < lanes; ++q) {
-            T& element = *reinterpret_cast<T*>(to + q * step);
-            element = (initial ? load<T>(initial + q * size) : element) + each[q];
-        }
-    }
+    const V all = load_vector<V>(initial ? initial : to) + sum;
+    store_vector(to, overlap ? select_from<T, lanes>(overlap, all, load_vector<V>(to)) : all);
 }
 
-// Rows of the block are contiguous: a vector of columns for each chain.
-template <class T, int chains, int lanes_>
+// So many vectors of columns are added to at once; there is but one that is not full.
+template <class T, int lanes>
+constexpr int most_at_once = lanes > 1 && lanes == full_lanes<T> ? 4 : 1;
+
+// So many sums are in registers.
+constexpr int most_sums = 8;
+
+// Calls use(vectors, column) for some vectors of columns at once, their number a constant; returns
+// the column from which on less than a vector is left.
+template <int lanes, int most, class Use>
+__attribute__((always_inline)) inline i64 for_each_vector(i64 columns, const Use& use) {
+    i64 column = 0;
+    if constexpr (most > 1)
+        for (; column + most * lanes <= columns; column += most * lanes)
+            use(constant<most>{}, column);
+    for (; column + lanes <= columns; column += lanes) {
+        short_loop();
+        use(constant<1>{}, column);
+    }
+    return column;
+}
+
+// Calls use(k) for all k < count, each a constant: sums that a loop counts would lie in memory.
+template <class Use, int... k>
+__attribute__((always_inline)) inline void for_each_of(std::integer_sequence<int, k...>, const Use& use) {
+    (use(constant<k>{}), ...);
+}
+
+template <int count, class Use>
+__attribute__((always_inline)) inline void for_each(const Use& use) {
+    for_each_of(std::make_integer_sequence<int, count>{}, use);
+}
+
+// Rows of the block are contiguous: vectors of columns for each chain.
+template <class T, int chains, int lanes_, int vectors = 1>
 class RowSums {
    public:
     static constexpr int lanes = lanes_;
+    static constexpr int most_vectors =
+        std::max(std::min(most_at_once<T, lanes>, most_sums / chains), 1);
+    template <int count>
+    using Of = RowSums<T, chains, lanes, count>;
 
     // Adds left[k] * block[k][.] for k < depth. Steps are in bytes.
     __attribute__((always_inline)) void accumulate(const char* left, i64 left_step,
                                                    const char* block, i64 step, i64 depth) {
-        if constexpr (chains == 1) return add(0, left, block);  // the depth is 1
+        if constexpr (chains == 1) return add<0>(left, block);  // the depth is 1
         i64 k = 0;
         for (; k + chains <= depth; k += chains)
-#pragma GCC unroll 8
-            for (int chain = 0; chain < chains; ++chain)
-                add(chain, left + (k + chain) * left_step, block + (k + chain) * step);
+            for_each<chains>([&](auto chain) __attribute__((always_inline)) {
+                add<chain()>(left + (k + chain()) * left_step, block + (k + chain()) * step);
+            });
         add_last<1>(depth - k, left + depth * left_step, left_step, block + depth * step, step);
     }
 
-    Vector<T, lanes> total() {
-#pragma GCC unroll 4
-        for (int half = chains / 2; half > 0; half /= 2)
-#pragma GCC unroll 8
-            for (int chain = 0; chain < half; ++chain) sum[chain] += sum[half + chain];
-        return sum[0];
+    // The sums of one vector.
+    template <int vec>
+    Vector<T, lanes> total() const {
+        return joined<0, 1>(sum[vec]);
     }
 
    private:
     using V = Vector<T, lanes>;
-    V sum[chains] = {};
+    V sum[vectors][chains] = {};
 
     // Adds so many products before the end of a row and of a block, from `back` on.
     template <int back>
@@ -93,13 +118,26 @@ class RowSums {
                                                  const char* block, i64 step) {
         if constexpr (back < chains) {
             if (count < back) return;
-            add(chains - back, left - back * left_step, block - back * step);
+            add<chains - back>(left - back * left_step, block - back * step);
             add_last<back + 1>(count, left, left_step, block, step);
         }
     }
 
-    void add(int chain, const char* left, const char* row) {
-        sum[chain] += load<T>(left) * load_vector<V>(row);
+    template <int chain>
+    __attribute__((always_inline)) void add(const char* left, const char* row) {
+        const T at = load<T>(left);
+        for_each<vectors>([&](auto vec) __attribute__((always_inline)) {
+            sum[vec()][chain] += at * load_vector<V>(row + vec() * sizeof(V));
+        });
+    }
+
+    // The sum of chains k, k + count, k + 2 * count and so on.
+    template <int k, int count>
+    static V joined(const V (&chain)[chains]) {
+        if constexpr (count == chains)
+            return chain[k];
+        else
+            return joined<k, 2 * count>(chain) + joined<k + count, 2 * count>(chain);
     }
 };
 
@@ -129,19 +167,20 @@ auto join(const V* vector) {
         constexpr auto kept =
             std::make_integer_sequence<int, vectors == 1 ? lanes / 2 : lanes>{};
         Vector<T, kept.size()> joined[pairs];
-        for (int k = 0; k < pairs; ++k) {
-            const V &one = vector[2 * k], &other = vector[std::min(2 * k + 1, vectors - 1)];
-            joined[k] = half_of<chains, 0>(one, other, kept) + half_of<chains, 1>(one, other, kept);
-        }
+        for_each<pairs>([&](auto k) __attribute__((always_inline)) {
+            const V &one = vector[2 * k()], &other = vector[std::min(2 * k() + 1, vectors - 1)];
+            joined[k()] = half_of<chains, 0>(one, other, kept) + half_of<chains, 1>(one, other, kept);
+        });
         return join<T, chains / 2, pairs>(joined);
     } else if constexpr (vectors > 1) {
         Vector<T, 2 * lanes> joined[pairs];
-        for (int k = 0; k < pairs; ++k)
+        for_each<pairs>([&](auto k) __attribute__((always_inline)) {
             if constexpr (lanes == 1)
-                joined[k] = Vector<T, 2>{vector[2 * k], vector[2 * k + 1]};
+                joined[k()] = Vector<T, 2>{vector[2 * k()], vector[2 * k() + 1]};
             else
-                joined[k] = both(vector[2 * k], vector[2 * k + 1],
-                                 std::make_integer_sequence<int, 2 * lanes>{});
+                joined[k()] = both(vector[2 * k()], vector[2 * k() + 1],
+                                   std::make_integer_sequence<int, 2 * lanes>{});
+        });
         return join<T, 1, pairs>(joined);
     } else {
         return vector[0];
@@ -152,7 +191,9 @@ auto join(const V* vector) {
 template <class T, int chains, int lanes_>
 class ColumnSums {
    public:
-    static constexpr int lanes = lanes_;
+    static constexpr int lanes = lanes_, most_vectors = 1;
+    template <int>
+    using Of = ColumnSums;
 
     __attribute__((always_inline)) void accumulate(const char* left, i64, const char* block,
                                                    i64 step, i64 depth) {
@@ -162,7 +203,10 @@ class ColumnSums {
         if (k < depth) add(left, block, step, depth - chains, k + chains - depth);
     }
 
-    Vector<T, lanes> total() const { return join<T, chains, lanes>(sum); }
+    template <int>
+    Vector<T, lanes> total() const {
+        return join<T, chains, lanes>(sum);
+    }
 
    private:
     using V = Vector<T, chains>;
@@ -173,11 +217,10 @@ class ColumnSums {
                                             i64 first) {
         constexpr i64 size = sizeof(T);
         const V factor = load_vector<V>(left + k * size);
-#pragma GCC unroll 4
-        for (int q = 0; q < lanes; ++q) {
-            const V more = sum[q] + factor * load_vector<V>(block + q * step + k * size);
-            sum[q] = first ? select_from<T, chains>(first, more, sum[q]) : more;
-        }
+        for_each<lanes>([&](auto q) __attribute__((always_inline)) {
+            const V more = sum[q()] + factor * load_vector<V>(block + q() * step + k * size);
+            sum[q()] = first ? select_from<T, chains>(first, more, sum[q()]) : more;
+        });
     }
 };
 
