@@ -142,11 +142,11 @@ class Problem:
 
     @property
     def path(self):
-        *_, depth, columns = self.held[AXES[self.op].index("ijpq")].shape
-        is_direct = (
-            depth * columns <= thresholds.DIRECT_ELEMENTS
-            or min(depth, columns) <= thresholds.DIRECT_THICKNESS
-        )
+        s = self.sizes
+        most = thresholds.DIRECT_ELEMENTS
+        if s["v"] == s["w"] == 1:
+            most = thresholds.DIRECT_ELEMENTS_OF_ONE
+        is_direct = s["p"] * s["q"] <= most or min(s["p"], s["q"]) <= thresholds.DIRECT_THICKNESS
         words = ["direct" if is_direct else "shared" if self.is_shared else "sorted"]
         return " ".join([self.op, self.dtype, *words, *["padded"] * self.is_padded])
 

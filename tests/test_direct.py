@@ -12,7 +12,11 @@ from pytensor.compile.mode import get_mode
 from test_values import CONTIGUOUS, PROBLEMS, compiled
 
 from blocksparse_ops import SparseBlockGemv, SparseBlockOuter, sparse_block_dot, sparse_block_gemv
-from blocksparse_ops.kernels.thresholds import DIRECT_ELEMENTS, DIRECT_THICKNESS
+from blocksparse_ops.kernels.thresholds import (
+    DIRECT_ELEMENTS,
+    DIRECT_ELEMENTS_OF_ONE,
+    DIRECT_THICKNESS,
+)
 from blocksparse_ops.zeros import BlockZeros, RepeatedZero
 
 COMPILED = [pytest.param("CVM", marks=needs_compiler), "NUMBA"]
@@ -20,6 +24,8 @@ COMPILED = [pytest.param("CVM", marks=needs_compiler), "NUMBA"]
 # Of both sides of each threshold.
 SIDE = int(DIRECT_ELEMENTS**0.5)
 BLOCKS = [
+    (SIDE, DIRECT_ELEMENTS_OF_ONE // SIDE),
+    (SIDE, DIRECT_ELEMENTS_OF_ONE // SIDE + 1),
     (SIDE, SIDE),
     (SIDE, SIDE + 1),
     (SIDE + 1, SIDE),

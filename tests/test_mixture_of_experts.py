@@ -7,9 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("sklearn")
-pytest.importorskip("matplotlib")
-
 # Next to nothing is compiled in this mode.
 MODE = "FAST_COMPILE"
 SMALL = ["--mode", MODE, "--steps", "60", "--hidden", "16", "--experts", "4"]
@@ -17,6 +14,9 @@ SMALL = ["--mode", MODE, "--steps", "60", "--hidden", "16", "--experts", "4"]
 
 @pytest.fixture
 def example():
+    # Not when tests are collected, by each process: it takes seconds to import.
+    pytest.importorskip("sklearn")
+    pytest.importorskip("matplotlib")
     path = Path(__file__).parent.parent / "examples" / "mixture_of_experts.py"
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)

@@ -4,6 +4,7 @@ from blocksparse_ops.kernels.numba.compile import kernel
 from blocksparse_ops.kernels.numba.memory import word_at
 from blocksparse_ops.kernels.thresholds import (
     DIRECT_ELEMENTS,
+    DIRECT_ELEMENTS_OF_ONE,
     DIRECT_THICKNESS,
     PRODUCTS_OF_A_THREAD,
 )
@@ -38,6 +39,12 @@ def threads_for(triples, products_of_a_triple, most):
 
 
 @kernel
-def is_direct(rows, columns):
-    """Whether triples of such blocks are worked on as the examples stand, by direct.py."""
-    return rows * columns <= DIRECT_ELEMENTS or min(rows, columns) <= DIRECT_THICKNESS
+def is_direct(blocks, left, right):
+    """Whether triples are worked on as the examples stand, by direct.py.
+
+    Of an array of blocks, and of what stands at the input window and at the output window.
+    """
+    rows, columns = blocks.shape[2:]
+    is_one = left.shape[1] == 1 and right.shape[1] == 1
+    most = DIRECT_ELEMENTS_OF_ONE if is_one else DIRECT_ELEMENTS
+    return rows * columns <= most or min(rows, columns) <= DIRECT_THICKNESS

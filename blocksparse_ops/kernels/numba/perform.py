@@ -68,7 +68,7 @@ def copied(array, like):
 @kernel
 def run_on_path(out, W, h, inputIdx, outputIdx, scale, start, call):
     threads = threads_allowed(call.is_threaded)
-    if is_direct(W.shape[2], W.shape[3]):
+    if is_direct(W, h, out):
         ready_direct_gemv(scale, 0)
         call_direct_gemv(scale, 0, (out, W, h, inputIdx, outputIdx, scale, start, threads))
     else:
@@ -87,7 +87,7 @@ def new_gemv(o, W, h, inputIdx, outputIdx, scale, call):
     ready_check_gemv(0, 0)
     call_check_gemv(0, 0, (o, W, h, inputIdx, outputIdx, call))
     is_padded = inputIdx.known.is_padded or outputIdx.known.is_padded
-    goes_over_all = is_direct(W.shape[2], W.shape[3]) and writes_all(h, W) and not is_padded
+    goes_over_all = is_direct(W, h, o) and writes_all(h, W) and not is_padded
     if goes_over_all and is_one_element(o):
         # What starts from one value everywhere need not be written first and read again.
         out, start = new_empty(o.shape, scale), o.data
@@ -102,7 +102,7 @@ def run_outer_on_path(out, x, y, xIdx, yIdx, alpha, call):
     threads = threads_allowed(call.is_threaded)
     if alpha == 0:
         return
-    if is_direct(out.shape[2], out.shape[3]):
+    if is_direct(out, x, y):
         ready_direct_outer(alpha, 0)
         call_direct_outer(alpha, 0, (out, x, y, xIdx, yIdx, alpha, threads))
     else:
