@@ -172,12 +172,12 @@ class DirectGemv {
             };
             if constexpr (whole) {
                 add(constant<1>{}, 0);
-                continue;
+            } else {
+                const i64 q = for_each_vector<lanes, Sums::most_vectors>(columns, add);
+                // A vector that overlaps another: narrower ones would sum one after the other.
+                const i64 last = columns - lanes;
+                if (lanes > 1 && q < columns) add(constant<1>{}, last, q - last);
             }
-            const i64 q = for_each_vector<lanes, Sums::most_vectors>(columns, add);
-            // A vector that overlaps another: narrower ones would sum one after the other.
-            const i64 last = columns - lanes;
-            if (lanes > 1 && q < columns) add(constant<1>{}, last, q - last);
         }
     }
 };
@@ -290,9 +290,12 @@ class DirectOuter {
             const auto add = [&](auto vectors, i64 q) __attribute__((always_inline)) {
                 add_vectors<vectors(), lanes>(to, left, right, q);
             };
-            if constexpr (whole) return add(constant<1>{}, 0);
-            const i64 q = for_each_vector<lanes, most_at_once<T, lanes>>(columns, add);
-            add_rest<lanes / 2>(to, left, right, q);
+            if constexpr (whole) {
+                add(constant<1>{}, 0);
+            } else {
+                const i64 q = for_each_vector<lanes, most_at_once<T, lanes>>(columns, add);
+                add_rest<lanes / 2>(to, left, right, q);
+            }
         }
 
        private:

@@ -71,7 +71,8 @@ __attribute__((always_inline)) inline i64 for_each_vector(i64 columns, const Use
 
 // Calls use(k) for all k < count, each a constant: sums that a loop counts would lie in memory.
 template <class Use, int... k>
-__attribute__((always_inline)) inline void for_each_of(std::integer_sequence<int, k...>, const Use& use) {
+__attribute__((always_inline)) inline void for_each_of(std::integer_sequence<int, k...>,
+                                                       const Use& use) {
     (use(constant<k>{}), ...);
 }
 
@@ -169,7 +170,8 @@ auto join(const V* vector) {
         Vector<T, kept.size()> joined[pairs];
         for_each<pairs>([&](auto k) __attribute__((always_inline)) {
             const V &one = vector[2 * k()], &other = vector[std::min(2 * k() + 1, vectors - 1)];
-            joined[k()] = half_of<chains, 0>(one, other, kept) + half_of<chains, 1>(one, other, kept);
+            joined[k()] =
+                half_of<chains, 0>(one, other, kept) + half_of<chains, 1>(one, other, kept);
         });
         return join<T, chains / 2, pairs>(joined);
     } else if constexpr (vectors > 1) {

@@ -108,7 +108,10 @@ class Code:
         self.builder.call(function, [self._pointer(address, BYTE), *flags])
 
     def while_loop(self, values, condition, body, is_short=False):
-        """Values turned into body(*values) for as long as condition(*values) holds."""
+        """Values turned into body(*values) for as long as condition(*values) holds.
+
+        If it is mostly a few times, `is_short` keeps LLVM from unrolling the loop.
+        """
         before = self.builder.block
         head, inside, after = (self.builder.append_basic_block() for _ in range(3))
         self.builder.branch(head)
