@@ -5,6 +5,8 @@ import shutil
 import subprocess
 import sys
 import warnings
+from ctypes import addressof
+from functools import partial
 from importlib import resources
 from pathlib import Path
 
@@ -15,12 +17,17 @@ import pytensor.tensor as pt
 import pytest
 from cases import Draw, Sizes, symbols
 from fresh import in_a_fresh_process
+from numba.core.types import float64, int64
 from pytensor.compile.builders import OpFromGraph
 from pytensor.compile.mode import Mode, get_default_mode
 from pytensor.graph.replace import vectorize_graph
 
-from blocksparse_ops import sparse_block_dot
+from blocksparse_ops import sparse_block_dot, sparse_block_gemv
 from blocksparse_ops.kernels.numba import version
+from blocksparse_ops.kernels.numba.compile import LOADERS
+from blocksparse_ops.kernels.numba.direct import RUN_DIRECT_GEMV
+from blocksparse_ops.kernels.numba.gemv import CHECK_GEMV
+from blocksparse_ops.kernels.numba.perform import NEW_GEMV
 
 SIZES = Sizes(iBlocks=3, oBlocks=4, iSize=5, oSize=6, iWin=2, oWin=3, batch=7)
 
@@ -160,6 +167,31 @@ def test_the_second_process_finds_the_kernels_on_disk(tmp_path):
         )
         seen.append(run.stdout.strip())
     assert seen == ["True", "False", "True"]
+
+
+@pytest.mark.parametrize(("unit", "scalar"), [
+    (NEW_GEMV, float64), (RUN_DIRECT_GEMV, float64), (CHECK_GEMV, int64),
+], ids=["new", "run", "check"])  # fmt: skip
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_what_cannot_be_compiled(unit, scalar, error, monkeypatch, capsys):
+    """It is an error of the call that needs it, and the next call tries again."""
+    arrays = Draw(SIZES, 0, "float64").gemv()
+    inputs = symbols(arrays)
+    f = pytensor.function(list(inputs.values()), sparse_block_gemv(**inputs), mode="NUMBA")
+    expected = f(*arrays.values())
+
+    def fail():
+        raise error("planted")
+
+    cells = unit.cells[scalar]
+    compiled = cells[0]
+    monkeypatch.setitem(LOADERS, addressof(cells), fail)
+    cells[0] = 0
+    with pytest.raises(RuntimeError, match=f"{unit.name} could not be compiled"):
+        f(*arrays.values())
+    assert f"{error.__name__}: planted" in capsys.readouterr().err
+    monkeypatch.setitem(LOADERS, addressof(cells), partial(cells.__setitem__, 0, compiled))
+    np.testing.assert_array_equal(f(*arrays.values()), expected)
 
 
 def test_cache_version_follows_the_sources(tmp_path, monkeypatch):

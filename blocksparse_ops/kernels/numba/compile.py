@@ -8,6 +8,7 @@ The type of scalar is that of an argument named `like`, a number or a record, wh
 matter; where one compilation does for all types, the number 0.
 """
 
+import traceback
 from ctypes import CFUNCTYPE, addressof, c_int64, c_void_p, cast
 from functools import partial
 from types import FunctionType
@@ -40,12 +41,16 @@ LOADERS = {}
 
 @CFUNCTYPE(c_int64, c_int64)
 def load_function(cell):
-    """Load the function that this cell belongs to, and return 1.
+    """Load the function that this cell belongs to, and return 1; or report why not, and return 0.
 
-    A callback of ctypes, not of Numba, which would compile it anew in each process. It reports what
-    goes wrong by itself, and returns 0.
+    A callback of ctypes, not of Numba, which would compile it anew in each process. What it returns
+    where it raises is not defined.
     """
-    LOADERS[cell]()
+    try:
+        LOADERS[cell]()
+    except BaseException:
+        traceback.print_exc()
+        return 0
     return 1
 
 
