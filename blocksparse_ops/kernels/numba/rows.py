@@ -175,8 +175,11 @@ class GemvRows(Rows):
         """What add_lanes adds to."""
         vector = ir.VectorType(self.scalar, self.lanes)
         is_given = self.builder.icmp_signed("!=", initial, word(0))
-        load = partial(self.code.load, initial, vector, self.size)
-        (values,) = self.code.when(is_given, [ir.Constant(vector, None)], lambda _: [load()])
+        (values,) = self.code.when(
+            is_given,
+            [ir.Constant(vector, None)],
+            lambda _: [self.code.load(initial, vector, self.size)],
+        )
         return is_given, values
 
     def _add(self, left, right, input_blocks, j):
