@@ -23,7 +23,7 @@ from numba.core.runtime import _nrt_python
 
 SEED_BYTES = 8
 # What the largest array takes, with gaps.
-REGION_BYTES = 64 << 20
+REGION_BYTES = 128 << 20
 
 
 def fuzz(arguments, current):

@@ -52,6 +52,8 @@ def draw_sizes(rng):
         s = {"n": one_of(BATCHES), "p": one_of(DEPTHS), "q": one_of(COLUMNS)}
         s["v"] = one_of([63, 64, 65, 257]) if rng.random() < 0.03 else one_of(range(6))
         s["w"] = one_of([64, 65]) if rng.random() < 0.03 else one_of(range(6))
+        if rng.random() < 0.2:
+            s["v"] = s["w"] = 1
         s["i"], s["j"] = one_of(BLOCKS), one_of(BLOCKS)
         if rng.random() < 0.02:  # more than 15 bits count
             s["i"], s["p"], s["q"] = 40_000, 1, 1

@@ -73,10 +73,31 @@ def test_each_width(mode, dtype, problem, rows):
 
 
 @pytest.mark.parametrize("mode", COMPILED)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("problem", ["gemv", "gemv_transposed", "outer"])
-def test_weights_that_no_cache_holds(mode, problem):
+def test_windows_of_one_place(mode, dtype, problem):
+    """Of blocks along one axis of W one index matters; of blocks of one column rows go together."""
+    _, draw, enter, expect = PROBLEMS[problem]
+    for iBlocks, oBlocks in ((5, 1), (1, 5), (1, 1), (5, 4)):
+        for iSize, oSize in ((1, 1), (1, 7), (7, 1), (2, 1), (25, 1), (3, 2)):
+            for batch in (0, 1, 3, 4, 5, 7, 8, 9, 16, 17):
+                sizes = Sizes(iBlocks, oBlocks, iSize, oSize, 1, 1, batch)
+                arrays = draw(Draw(sizes, batch, dtype)).values()
+                actual = compiled(mode, problem, CONTIGUOUS, dtype)(*enter(*arrays))
+                oracle.assert_within_bound(actual, expect(*arrays))
+
+
+@pytest.mark.parametrize("mode", COMPILED)
+@pytest.mark.parametrize("problem", ["gemv", "gemv_transposed", "outer"])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        Sizes(iBlocks=100, oBlocks=90, iSize=16, oSize=16, iWin=3, oWin=2, batch=40),
+        Sizes(iBlocks=9000, oBlocks=1, iSize=258, oSize=1, iWin=1, oWin=1, batch=30),
+    ],
+)
+def test_weights_that_no_cache_holds(mode, problem, sizes):
     """Their blocks are prefetched: rows ahead, up to the last one and not beyond."""
-    sizes = Sizes(iBlocks=100, oBlocks=90, iSize=16, oSize=16, iWin=3, oWin=2, batch=40)
     _, draw, enter, expect = PROBLEMS[problem]
     arrays = draw(Draw(sizes, 0, "float32")).values()
     actual = compiled(mode, problem, CONTIGUOUS, "float32")(*enter(*arrays))

@@ -14,6 +14,7 @@ class Ahead {
         const int row_axis = blocks.strides[3] == size ? 2 : 3, column_axis = 5 - row_axis;
         lines = blocks.shape[row_axis], step = blocks.strides[row_axis];
         bytes = blocks.shape[column_axis] * size;
+        if (step == bytes) bytes *= lines, lines = 1;  // a cache line may hold several
         // In floating point: the product may overflow.
         const double of_all = static_cast<double>(blocks.shape[0]) *
                               static_cast<double>(blocks.shape[1]) *

@@ -68,6 +68,8 @@ def set_ahead(p):
         rows, columns = columns, rows
     ahead.lines, ahead.step = blocks.shape[rows], blocks.strides[rows]
     ahead.bytes = blocks.shape[columns] * size
+    if ahead.step == ahead.bytes:  # a cache line may hold several
+        ahead.lines, ahead.bytes = 1, block_bytes
 
 
 class Ahead:
@@ -79,10 +81,12 @@ class Ahead:
         is_wanted = self.builder.icmp_signed("!=", self.rows, word(0))
         self.end = self.builder.select(is_wanted, self.builder.sub(end, self.rows), word(0))
 
-    def prefetch_from(self, row):
-        """The blocks of a row to come."""
+    def prefetch_from(self, row, count=1):
+        """The blocks of rows to come, for so many of them."""
         builder = self.builder
-        with builder.if_then(builder.icmp_signed("<", row, self.end), likely=False):
+        last = builder.add(row, word(count - 1))
+        with builder.if_then(builder.icmp_signed("<", last, self.end), likely=False):
             function = AHEAD.load(self.code, self.ahead, "function")
-            arguments = [self.ahead, builder.add(row, self.rows)]
-            call_address(self.context, builder, PREFETCH_SIGNATURE, function, arguments)
+            for k in range(count):
+                arguments = [self.ahead, builder.add(row, builder.add(self.rows, word(k)))]
+                call_address(self.context, builder, PREFETCH_SIGNATURE, function, arguments)

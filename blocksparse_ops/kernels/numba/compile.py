@@ -10,7 +10,7 @@ matter; where one compilation does for all types, the number 0.
 
 import traceback
 from ctypes import CFUNCTYPE, addressof, c_int64, c_void_p, cast
-from functools import partial
+from functools import cache, partial
 from types import FunctionType
 
 import llvmlite.binding as llvm
@@ -96,31 +96,29 @@ class Unit:
     """
 
     def __init__(self, functions, signature, *, parallel=False, on_disk=True):
-        functions = [functions] if callable(functions) else functions
-        self.signature = signature
-        self.name = functions[0].__name__ + "_parallel" * parallel
-        cache = on_disk and config.numba__cache
-        self.dispatchers = [
-            self._dispatcher(function, f"{self.name}_{which}", cache, parallel)
-            for which, function in enumerate(functions)
-        ]
+        self.functions = [functions] if callable(functions) else functions
+        self.signature, self.parallel = signature, parallel
+        self.name = self.functions[0].__name__ + "_parallel" * parallel
+        self.is_cached = on_disk and config.numba__cache
+        self._dispatcher = cache(self._make_dispatcher)
         self.cells = {scalar: self._make_cells(scalar) for scalar in SCALARS}
         self.ready, self.call = self._make_ready(), self._make_call()
         self.address = self._make_address()
 
-    def _dispatcher(self, function, name, cache, parallel):
+    def _make_dispatcher(self, which):
         # On disk it is found by its key alone, and in a process by its qualified name.
+        function, name = self.functions[which], f"{self.name}_{which}"
         function = FunctionType(
             function.__code__, function.__globals__, name, None, function.__closure__
         )
         function.__qualname__ = name
         # In place of PyTensor's cache Numba would take its own, which sees one file change only.
-        if cache:
+        if self.is_cached:
             CACHED_SRC_FUNCTIONS[function] = f"{name}_{version()}"
-        return numba.njit(function, cache=cache, parallel=parallel, **OPTIONS)
+        return numba.njit(function, cache=self.is_cached, parallel=self.parallel, **OPTIONS)
 
     def _make_cells(self, scalar):
-        cells = (c_int64 * len(self.dispatchers))()
+        cells = (c_int64 * len(self.functions))()
         llvm.add_symbol(self._symbol(scalar), addressof(cells))
         for which in range(len(cells)):
             LOADERS[addressof(cells) + which * WORD_BYTES] = partial(self.load, scalar, which)
@@ -131,7 +129,7 @@ class Unit:
 
     def load(self, scalar, which):
         """Compile a function, or take it from the disk, and set its cell."""
-        signature, dispatcher = self.signature(scalar), self.dispatchers[which]
+        signature, dispatcher = self.signature(scalar), self._dispatcher(which)
         dispatcher.compile(signature)
         compiled = dispatcher.overloads[signature.args]
         name = compiled.fndesc.llvm_func_name

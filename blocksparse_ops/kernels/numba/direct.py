@@ -10,22 +10,26 @@ from blocksparse_ops.kernels.numba.check import count_from_start
 from blocksparse_ops.kernels.numba.choose import threads_for
 from blocksparse_ops.kernels.numba.compile import Unit, kernel
 from blocksparse_ops.kernels.numba.gemv import ARGUMENTS as GEMV_ARGUMENTS
+from blocksparse_ops.kernels.numba.gemv_rows import add_gemv
 from blocksparse_ops.kernels.numba.memory import allocate_tables, free_tables, take
 from blocksparse_ops.kernels.numba.outer import ARGUMENTS as OUTER_ARGUMENTS
+from blocksparse_ops.kernels.numba.outer_rows import add_outer
 from blocksparse_ops.kernels.numba.panel import ceil_div, constant, lanes_of, size_of
 from blocksparse_ops.kernels.numba.places import WORD_BITS
 from blocksparse_ops.kernels.numba.records import address_of_record
-from blocksparse_ops.kernels.numba.rows import (
-    DIRECT,
-    LOOPS,
-    PADDED,
-    POWERS,
-    add_gemv,
-    add_outer,
+from blocksparse_ops.kernels.numba.rows import DIRECT
+from blocksparse_ops.kernels.numba.shapes import (
+    ONE_INDEX,
+    OVER_PADDED,
+    OVER_WINDOWS,
+    SINGLE,
+    TOGETHER,
+    VECTORS,
+    position_of,
     shapes,
 )
 from blocksparse_ops.kernels.numba.split import share_of
-from blocksparse_ops.kernels.numba.sums import most_chains
+from blocksparse_ops.kernels.numba.sums import MOST_SUMS, most_chains
 from blocksparse_ops.kernels.numba.threads import Work
 
 # Columns that are summed at once where they are contiguous.
@@ -37,13 +41,17 @@ new_direct, direct_at = DIRECT.new, DIRECT.at
 
 
 @kernel
-def position_of(p, by_columns, chains, lanes, columns):
-    """Of a shape in `shapes`: powers of two are given by their exponents."""
-    single = p.left.shape[1] == 1 and p.right.shape[1] == 1
-    loops = single * (1 + (columns == 1 << lanes))
+def loops_of(p, lanes, columns, most_vectors):
+    """The position in LOOPS for blocks of so many columns."""
     if p.is_padded:
-        loops = PADDED
-    return ((by_columns * POWERS + chains) * POWERS + lanes) * len(LOOPS) + loops
+        return OVER_PADDED
+    if not is_single(p):
+        return OVER_WINDOWS
+    loops = ONE_INDEX if p.index else SINGLE
+    for position in range(1, len(VECTORS)):
+        if columns == VECTORS[position] << lanes and VECTORS[position] <= most_vectors:
+            loops += position
+    return loops
 
 
 def gemv_of(position):
@@ -96,6 +104,24 @@ def take_direct(p, memory):
 
 
 @kernel
+def is_single(p):
+    """Whether each window has one place."""
+    return p.left.shape[1] == 1 and p.right.shape[1] == 1
+
+
+@kernel
+def set_index(p):
+    """Where blocks lie along one axis and windows have one place, the index along it."""
+    p.index, p.index_step = 0, 0
+    if not is_single(p) or p.is_padded:
+        return
+    if p.blocks.shape[1] == 1:
+        p.index, p.index_step = p.input, p.blocks.strides[0]
+    elif p.blocks.shape[0] == 1:
+        p.index, p.index_step = p.output, p.blocks.strides[1]
+
+
+@kernel
 def is_nothing(p):
     """Whether there is nothing to add."""
     triples = p.left.shape[0] * p.left.shape[1] * p.right.shape[1]
@@ -110,12 +136,18 @@ def shape_of_gemv(p):
     size, lanes = size_of(p), lanes_of(p)
     chains = power_up_to(most_chains_of(p), depth)
     has_columns = row_step == size and p.left.strides[2] == size
+    if p.index and columns == 1 and p.right.strides[0] == size and (has_columns or depth == 1):
+        return position_of(1, chains, power_up_to(lanes, lanes), TOGETHER)
     by_columns = has_columns and (columns == 1 or column_step != size)
-    most_lanes = 1
+    most_lanes, most_vectors = 1, 1
     # One by one where the output has gaps: its addresses would take the registers of all others.
-    if p.right.strides[2] == size and (by_columns or column_step == size):
-        most_lanes = min(MOST_COLUMNS, lanes) if by_columns else lanes
-    return position_of(p, np.int64(by_columns), chains, power_up_to(most_lanes, columns), columns)
+    if p.right.strides[2] == size and by_columns:
+        most_lanes = min(MOST_COLUMNS, lanes)
+    elif p.right.strides[2] == size and column_step == size:
+        most_lanes, most_vectors = lanes, max(MOST_SUMS >> chains, 1)
+    lanes = power_up_to(most_lanes, columns)
+    loops = loops_of(p, lanes, columns, most_vectors)
+    return position_of(np.int64(by_columns), chains, lanes, loops)
 
 
 @kernel
@@ -129,7 +161,8 @@ def shape_of_outer(p):
         columns, column_step, right_step = rows, row_step, p.left.strides[2]
     is_contiguous = column_step == size and right_step == size
     lanes = power_up_to(lanes_of(p), columns) if is_contiguous else 0
-    return position_of(p, np.int64(by_columns), 0, lanes, columns)
+    loops = loops_of(p, lanes, columns, MOST_SUMS if is_contiguous else 1)
+    return position_of(np.int64(by_columns), 0, lanes, loops)
 
 
 @kernel
@@ -156,6 +189,7 @@ def run_direct_gemv(out, W, h, inputIdx, outputIdx, scale, start, most_threads):
             store(p.initial + q * size_of(p), load(start, scale))
     p.input = count_from_start(inputIdx, W.shape[0], p.input)
     p.output = count_from_start(outputIdx, W.shape[1], p.output)
+    set_index(p)
     set_ahead(p)
     work_gemv(scale, shape_of_gemv(p), address_of_record(p), p.threads)
     free_tables(p, take_direct, array)
@@ -170,6 +204,7 @@ def run_direct_outer(out, x, y, xIdx, yIdx, alpha, most_threads):
     array = allocate_tables(p, take_direct)
     p.input = count_from_start(xIdx, out.shape[0], p.input)
     p.output = count_from_start(yIdx, out.shape[1], p.output)
+    set_index(p)
     set_ahead(p)
     work_outer(alpha, shape_of_outer(p), address_of_record(p), p.threads)
     free_tables(p, take_direct, array)

@@ -37,7 +37,8 @@ class Sums:
     def __init__(self, code, scalar, chains, lanes, vectors):
         self.code, self.builder = code, code.builder
         self.scalar, self.size = llvm_scalar(scalar), bytes_of(scalar)
-        self.chains, self.lanes, self.vectors = chains, lanes, vectors
+        self.chains, self.most_chains = chains, most_chains(scalar)
+        self.lanes, self.vectors = lanes, vectors
         self.row = ir.VectorType(self.scalar, lanes)
 
     @staticmethod
@@ -59,8 +60,11 @@ class Sums:
 
     def _chains_of(self, depth, sums, add, add_last):
         """Add products k to k + chains, and at last those from depth - chains on."""
-        end = self.builder.sub(depth, word(self.chains - 1))
-        k, sums = self.code.for_loop(word(0), end, word(self.chains), sums, add, is_short=True)
+        if self.chains < self.most_chains:  # the depth is less than twice as much
+            k, sums = word(self.chains), add(word(0), sums)
+        else:
+            end = self.builder.sub(depth, word(self.chains - 1))
+            k, sums = self.code.for_loop(word(0), end, word(self.chains), sums, add, is_short=True)
         some_left = self.builder.icmp_signed("<", k, depth)
         return self.code.when(some_left, sums, lambda sums: add_last(k, sums))
 
@@ -137,16 +141,21 @@ class ColumnSums(Sums):
         return [ir.Constant(self.column, None)] * self.lanes
 
     def accumulate(self, sums, left, left_step, block, step, depth):
-        size = word(self.size)
+        columns = [self.code.offset(block, q, step) for q in range(self.lanes)]
+        return self.accumulate_columns(sums, [left], columns, depth)
+
+    def accumulate_columns(self, sums, lefts, columns, depth):
+        """Add products with the same row for all columns, or with one for each."""
+
+        def load(addresses, k):
+            places = (self.code.offset(address, k, word(self.size)) for address in addresses)
+            return [self.code.load(place, self.column, self.size) for place in places]
 
         def products(k, sums):
-            at = self.code.load(self.code.offset(left, k, size), self.column, self.size)
-            columns = (self.code.offset(block, q, step) for q in range(self.lanes))
-            columns = (self.code.offset(column, k, size) for column in columns)
-            columns = (self.code.load(column, self.column, self.size) for column in columns)
+            rows = load(lefts, k) * (len(columns) // len(lefts))
             return [
-                self._product(at, column, total)
-                for column, total in zip(columns, sums, strict=True)
+                self._product(*factors, total)
+                for *factors, total in zip(rows, load(columns, k), sums, strict=True)
             ]
 
         def last_products(k, sums):
