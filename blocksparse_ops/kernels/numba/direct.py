@@ -22,8 +22,8 @@ from blocksparse_ops.kernels.numba.shapes import (
     ONE_INDEX,
     OVER_PADDED,
     OVER_WINDOWS,
-    SINGLE,
     TOGETHER,
+    TWO_INDICES,
     VECTORS,
     position_of,
     shapes,
@@ -43,11 +43,12 @@ new_direct, direct_at = DIRECT.new, DIRECT.at
 @kernel
 def loops_of(p, lanes, columns, most_vectors):
     """The position in LOOPS for blocks of so many columns."""
+    one_input, one_output = has_one_input(p), p.right.shape[1] == 1
     if p.is_padded:
         return OVER_PADDED
-    if not is_single(p):
+    if not one_output or not (one_input or p.index):
         return OVER_WINDOWS
-    loops = ONE_INDEX if p.index else SINGLE
+    loops = ONE_INDEX + one_input * len(VECTORS) if p.index else TWO_INDICES
     for position in range(1, len(VECTORS)):
         if columns == VECTORS[position] << lanes and VECTORS[position] <= most_vectors:
             loops += position
@@ -104,20 +105,19 @@ def take_direct(p, memory):
 
 
 @kernel
-def is_single(p):
-    """Whether each window has one place."""
-    return p.left.shape[1] == 1 and p.right.shape[1] == 1
+def has_one_input(p):
+    return p.left.shape[1] == 1
 
 
 @kernel
 def set_index(p):
-    """Where blocks lie along one axis and windows have one place, the index along it."""
+    """Where output windows have one place, and blocks lie along one axis, the index along it."""
     p.index, p.index_step = 0, 0
-    if not is_single(p) or p.is_padded:
+    if p.is_padded or p.right.shape[1] != 1:
         return
     if p.blocks.shape[1] == 1:
         p.index, p.index_step = p.input, p.blocks.strides[0]
-    elif p.blocks.shape[0] == 1:
+    elif p.blocks.shape[0] == 1 and has_one_input(p):
         p.index, p.index_step = p.output, p.blocks.strides[1]
 
 
@@ -137,7 +137,8 @@ def shape_of_gemv(p):
     chains = power_up_to(most_chains_of(p), depth)
     has_columns = row_step == size and p.left.strides[2] == size
     if p.index and columns == 1 and p.right.strides[0] == size and (has_columns or depth == 1):
-        return position_of(1, chains, power_up_to(lanes, lanes), TOGETHER)
+        loops = TOGETHER + has_one_input(p)
+        return position_of(1, chains, power_up_to(lanes, lanes), loops)
     by_columns = has_columns and (columns == 1 or column_step != size)
     most_lanes, most_vectors = 1, 1
     # One by one where the output has gaps: its addresses would take the registers of all others.

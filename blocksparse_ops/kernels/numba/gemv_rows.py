@@ -39,13 +39,19 @@ class GemvRows(Rows):
         return is_given, values
 
     def _add_rows(self, left, right, table):
-        code, rows = self.code, range(self.rows_at_once)
+        builder, code, rows = self.builder, self.code, range(self.rows_at_once)
         _, (_, _, depth, _), _ = self.blocks
-        _, _, (left_step, *_) = self.left
+        _, _, (left_step, place_step, _) = self.left
         sums = self.sums(self.rows_at_once, 1)
-        lefts = [code.offset(left, k, left_step) for k in rows]
-        columns = [self._block(self._index(table, word(k)), None) for k in rows]
-        (total,) = sums.totals(sums.accumulate_columns(sums.start(), lefts, columns, depth))
+
+        def accumulate(v, values):
+            of_place = code.offset(left, v, place_step)
+            lefts = [code.offset(of_place, k, left_step) for k in rows]
+            places = (builder.add(v, builder.mul(word(k), self.inputs)) for k in rows)
+            columns = [self._block(self._index(table, place), None) for place in places]
+            return sums.accumulate_columns(values, lefts, columns, depth)
+
+        (total,) = sums.totals(self._for_each_input(sums.start(), accumulate))
         add_lanes(code, total, None, self.start_of_rows, right, self.size)
 
     def _add(self, left, right, input_blocks, j):
@@ -60,12 +66,13 @@ class GemvRows(Rows):
         def add_vectors(column, vectors, overlap=None):
             sums = self.sums(self.lanes, vectors)
 
-            def accumulate(v, i, values):
-                block = code.offset(self._block(i, j), column, column_step)
+            def accumulate(v, values):
+                block = self._block(self._index(input_blocks, v), j)
+                block = code.offset(block, column, column_step)
                 row = code.offset(left, v, place_step)
                 return sums.accumulate(values, row, left_step, block, step, depth)
 
-            values = self._for_each_input(input_blocks, sums.start(), accumulate)
+            values = self._for_each_input(sums.start(), accumulate)
             for vector, total in enumerate(sums.totals(values)):
                 first = builder.add(column, word(vector * self.lanes))
                 to = code.offset(right, first, out_step)

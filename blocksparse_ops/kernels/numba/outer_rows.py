@@ -20,7 +20,8 @@ class OuterRows(Rows):
         _, (_, oBlocks, *_), _ = self.blocks
         _, _, (_, place_step, left_step) = self.left
 
-        def add_block(v, i, _):
+        def add_block(v, _):
+            i = self._index(input_blocks, v)
             number = i if self.one_index else builder.add(builder.mul(i, oBlocks), j)
             is_mine = builder.and_(
                 builder.icmp_signed(">=", number, self.first_block),
@@ -31,7 +32,7 @@ class OuterRows(Rows):
                 self._add_block(self._block(i, j), *(sides[::-1] if self.by_columns else sides))
             return []
 
-        self._for_each_input(input_blocks, [], add_block)
+        self._for_each_input([], add_block)
 
     def _add_block(self, block, left, right):
         """block[k][q] += scale * left[k] * right[q], of a block whose rows are contiguous."""

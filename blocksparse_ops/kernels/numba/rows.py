@@ -39,26 +39,28 @@ DIRECT = Record(
 class Rows:
     """Code that works on some rows n * outputs + w of the output window, one after the other.
 
-    If `shape.single`, each window has one place: loops over them take longer than small products
-    do. So does the index that is 0 everywhere, if blocks lie along one axis: `shape.one_index`; and
-    the loop over the vectors of a block, if it has no more than `shape.vectors`, and all are full.
-    If `shape.padded`, places of either window may be.
+    What takes longer than a small product is left out where it can be: loops over the input window
+    and over the output window, if they have one place, `shape.one_input` and `shape.one_output`;
+    the index that is 0 everywhere, if blocks lie along one axis, `shape.one_index`; and the loop
+    over the vectors of a block, if it has `shape.vectors`, and all are full. If `shape.padded`,
+    places of either window may be.
     """
 
     def __init__(self, context, builder, scalar, shape, record, thread):
         self.context, self.code, self.builder = context, Code(builder), builder
         self.scalar, self.size = llvm_scalar(scalar), bytes_of(scalar)
         self.by_columns, self.lanes = shape.by_columns, shape.lanes
-        self.single, self.one_index = shape.single, shape.one_index
-        self.all_vectors, self.padded = shape.vectors, shape.padded
-        self.rows_at_once = 1
+        self.one_input, self.one_output = shape.one_input, shape.one_output
+        self.one_index, self.padded = shape.one_index, shape.padded
+        self.all_vectors, self.rows_at_once = shape.vectors, 1
         self.ahead = DIRECT.address(builder, record, "ahead")
         for field in ("input", "output", "index", "index_step"):
             setattr(self, field, DIRECT.load(self.code, record, field))
         for field in ("blocks", "left", "right"):
             setattr(self, field, DIRECT.load_array(self.code, record, field))
         self.scale = DIRECT.load(self.code, record, "scale", self.scalar)
-        self.inputs, self.outputs = self.left[1][1], self.right[1][1]
+        self.inputs = word(1) if shape.one_input else self.left[1][1]
+        self.outputs = self.right[1][1]
         places, words = (DIRECT.load(self.code, record, field) for field in ("places", "words"))
         own = self.code.offset(places, builder.mul(thread, words), word(WORD_BYTES))
         self.places = Places(self.code, self.inputs, own)
@@ -66,14 +68,14 @@ class Rows:
     def write(self, first, last):
         """All of rows `first` to `last`."""
         ahead = Ahead(self.context, self.code, self.ahead, last)
-        (self._write_single if self.single else self._write_windows)(first, last, ahead)
+        (self._write_examples if self.one_output else self._write_windows)(first, last, ahead)
 
-    def _write_single(self, first, last, ahead):
+    def _write_examples(self, first, last, ahead):
         builder, code = self.builder, self.code
         left, _, (left_step, *_) = self.left
         right, _, (right_step, *_) = self.right
         table = self.index if self.one_index else self.input
-        steps = left_step, right_step, word(WORD_BYTES)
+        steps = left_step, right_step, builder.mul(self.inputs, word(WORD_BYTES))
         starts = zip((left, right, table), steps, strict=True)
         values = [code.offset(start, first, step) for start, step in starts]
         for rows in sorted({self.rows_at_once, 1}, reverse=True):
@@ -142,17 +144,13 @@ class Rows:
     def _index(self, table, at):
         return self.code.load(self.code.offset(table, at, word(WORD_BYTES)), WORD, WORD_BYTES)
 
-    def _for_each_input(self, input_blocks, values, body):
-        """Values turned into body(v, block, values) for each place of an input window."""
-
-        def use_place(v, values):
-            return body(v, self._index(input_blocks, v), values)
-
-        if self.single:
-            return use_place(word(0), values)
+    def _for_each_input(self, values, body):
+        """Values turned into body(v, values) for each place of an input window."""
+        if self.one_input:
+            return body(word(0), values)
         if self.padded:
-            return self.places.for_each(values, use_place)
-        return self.code.for_loop(word(0), self.inputs, word(1), values, use_place)[1]
+            return self.places.for_each(values, body)
+        return self.code.for_loop(word(0), self.inputs, word(1), values, body)[1]
 
     def _block(self, i, j):
         data, _, (i_step, j_step, *_) = self.blocks

@@ -6,21 +6,24 @@ from itertools import product
 from blocksparse_ops.kernels.numba.compile import kernel
 
 # Which loops are left out, and whether windows may be padded; see Rows and GemvRows.
-Loops = namedtuple("Loops", "single one_index vectors together padded", defaults=[0] * 5)
+Loops = namedtuple(
+    "Loops", "one_input one_output one_index vectors together padded", defaults=[0] * 6
+)
 VECTORS = (0, 1, 2, 4)  # 0 if there is a loop over them
 LOOPS = (
     Loops(),
     Loops(padded=True),
-    Loops(single=True, one_index=True, vectors=1, together=True),
+    *(Loops(one_input, True, True, vectors=1, together=True) for one_input in (False, True)),
     *(
-        Loops(single=True, one_index=one_index, vectors=vectors)
-        for one_index in (False, True)
+        Loops(*ones, vectors=vectors)
+        for ones in ((True, True, False), (False, True, True), (True, True, True))
         for vectors in VECTORS
     ),
 )
-# Positions: those of single ones are the first of as many as there are of VECTORS.
-OVER_WINDOWS, OVER_PADDED, TOGETHER, SINGLE = range(4)
-ONE_INDEX = SINGLE + len(VECTORS)
+# Positions. Some are the first of two, by `one_input`, or of as many as there are of VECTORS.
+OVER_WINDOWS, OVER_PADDED, TOGETHER = range(3)
+TWO_INDICES = TOGETHER + 2
+ONE_INDEX = TWO_INDICES + len(VECTORS)
 
 # What a function is compiled for: whether columns of blocks are contiguous, the chains of a sum,
 # the columns of a vector, and the loops.
