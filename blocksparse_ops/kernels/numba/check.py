@@ -8,8 +8,9 @@ from numba import objmode
 from numba.core.types import NamedUniTuple, UniTuple, boolean, int64, void
 from numba.extending import intrinsic
 
-from blocksparse_ops.kernels.numba.arrays import is_contiguous, load
+from blocksparse_ops.kernels.numba.arrays import IndexArray, Known, is_contiguous, load
 from blocksparse_ops.kernels.numba.compile import Unit, kernel
+from blocksparse_ops.kernels.numba.memory import set_word
 from blocksparse_ops.kernels.numba.vector import WORD, WORD_BYTES, Code, word
 from blocksparse_ops.signature import (
     LARGEST,
@@ -187,21 +188,56 @@ def is_known(index, blocks):
 def pass_over(index, blocks, table, which):
     """Whether all values of an index, of which each row may be anywhere, are in range."""
     batch, window = index.shape
-    step, size = index.strides[1], index.itemsize
-    about = size, index.is_signed, index.known.padding, blocks
-    if index.known.is_padded:
-        which += IF_PADDED
-    ready_pass(0, which)
+    about = index.itemsize, index.is_signed, index.known.padding, blocks
+    of_pass = which + IF_PADDED if index.known.is_padded else which
+    ready_pass(0, of_pass)
     if is_contiguous(index, index.itemsize):
-        return call_pass(0, which, (index.data, batch * window, *about, table))
-    length = max(window, 1) if step == size else 1
+        return call_pass(0, of_pass, (index.data, batch * window, *about, table))
+    if window == 1 or index.strides[1] != index.itemsize:
+        return go_over(index, blocks, table, which == COUNTS)
     found = True
     for n in range(batch):
-        for first in range(0, window, length):
-            start = index.data + n * index.strides[0] + first * step
-            found &= call_pass(0, which, (start, length, *about, table))
-            table += length * WORD_BYTES
+        start = index.data + n * index.strides[0]
+        found &= call_pass(0, of_pass, (start, window, *about, table))
+        table += window * WORD_BYTES
     return found
+
+
+@kernel
+def go_over(index, blocks, table, counts):
+    """pass_over of values that lie apart: to call for each of them takes longer."""
+    found = True
+    for n in range(index.shape[0]):
+        for k in range(index.shape[1]):
+            value = index_value(index, n, k)
+            block = from_start(value, index.is_signed, blocks)
+            if is_padding(value, index.known):
+                block = NO_BLOCK
+            else:
+                found &= block >= 0
+            if counts:
+                set_word(table, n * index.shape[1] + k, block)
+    return found
+
+
+@kernel
+def looked_over(index, blocks):
+    """An index, of which it is known, if that is so, that all values name a block from the start.
+
+    Then one pass over it is enough, for whatever is to be checked and counted.
+    """
+    known = index.known
+    is_words = index.itemsize == WORD_BYTES and is_contiguous(index, index.itemsize)
+    if not is_words or known.is_padded or is_known(index, blocks):
+        return index
+    ready_pass(0, CHECKS)
+    # As if it were unsigned: a negative value is out of range then.
+    about = WORD_BYTES, False, known.padding, blocks, NO_TABLE
+    if not call_pass(0, CHECKS, (index.data, index.shape[0] * index.shape[1], *about)):
+        return index
+    known = Known(0, blocks - 1, known.is_padded, known.padding)
+    data, shape, strides, itemsize, is_signed, _ = index
+    return IndexArray(data, shape, strides, itemsize, is_signed, known)
 
 
 @kernel

@@ -5,7 +5,7 @@ from numba.core.types import Array as ArrayOfNumba
 from numba.core.types import Tuple, int64
 
 from blocksparse_ops.kernels.numba.arrays import Array, address_of, new_zeros, view
-from blocksparse_ops.kernels.numba.check import CALL
+from blocksparse_ops.kernels.numba.check import CALL, looked_over
 from blocksparse_ops.kernels.numba.compile import Unit, kernel
 from blocksparse_ops.kernels.numba.memory import allocate_tables, free_tables, set_word
 from blocksparse_ops.kernels.numba.outer import (
@@ -38,6 +38,7 @@ def number_blocks(p, inputBlock, outputBlock):
 
 def new_gradient(W, x, y, xIdx, yIdx, alpha, call):
     """The numbers of the blocks in use, on both sides, and the gradient in each."""
+    xIdx, yIdx = looked_over(xIdx, W.shape[0]), looked_over(yIdx, W.shape[1])
     ready_check(0, 0)
     call_check(0, 0, (W, x, y, xIdx, yIdx, call))
     p = new_outer(alpha)

@@ -17,7 +17,7 @@ from blocksparse_ops.kernels.numba.arrays import (
     new_empty,
     view,
 )
-from blocksparse_ops.kernels.numba.check import CALL
+from blocksparse_ops.kernels.numba.check import CALL, looked_over
 from blocksparse_ops.kernels.numba.choose import is_direct
 from blocksparse_ops.kernels.numba.compile import Unit, kernel
 from blocksparse_ops.kernels.numba.direct import RUN_DIRECT_GEMV, RUN_DIRECT_OUTER, writes_all
@@ -78,12 +78,14 @@ def run_on_path(out, W, h, inputIdx, outputIdx, scale, start, call):
 
 def add_gemv(out, W, h, inputIdx, outputIdx, scale, call):
     """In place."""
+    inputIdx, outputIdx = looked_over(inputIdx, W.shape[0]), looked_over(outputIdx, W.shape[1])
     ready_check_gemv(0, 0)
     call_check_gemv(0, 0, (out, W, h, inputIdx, outputIdx, call))
     run_on_path(out, W, h, inputIdx, outputIdx, scale, FROM_OUT, call)
 
 
 def new_gemv(o, W, h, inputIdx, outputIdx, scale, call):
+    inputIdx, outputIdx = looked_over(inputIdx, W.shape[0]), looked_over(outputIdx, W.shape[1])
     ready_check_gemv(0, 0)
     call_check_gemv(0, 0, (o, W, h, inputIdx, outputIdx, call))
     is_padded = inputIdx.known.is_padded or outputIdx.known.is_padded
@@ -112,12 +114,14 @@ def run_outer_on_path(out, x, y, xIdx, yIdx, alpha, call):
 
 def add_outer(out, x, y, xIdx, yIdx, alpha, call):
     """In place."""
+    xIdx, yIdx = looked_over(xIdx, out.shape[0]), looked_over(yIdx, out.shape[1])
     ready_check_outer(0, 0)
     call_check_outer(0, 0, (out, x, y, xIdx, yIdx, call))
     run_outer_on_path(out, x, y, xIdx, yIdx, alpha, call)
 
 
 def new_outer(o, x, y, xIdx, yIdx, alpha, call):
+    xIdx, yIdx = looked_over(xIdx, o.shape[0]), looked_over(yIdx, o.shape[1])
     ready_check_outer(0, 0)
     call_check_outer(0, 0, (o, x, y, xIdx, yIdx, call))
     out = copied(o, alpha)
