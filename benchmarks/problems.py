@@ -16,6 +16,11 @@ CASES = {
     "full": replace(cases.M, iWin=cases.M.iBlocks, oWin=cases.M.oBlocks),
     "shared": cases.M,
     "between": cases.Sizes(256, 256, 16, 16, 10, 10, 80),
+    # One small block an example: a row of coefficients, a matrix, an embedding.
+    **{
+        f"{iSize}x{oSize}": cases.Sizes(1000, 1, iSize, oSize, 1, 1, 10_000)
+        for iSize, oSize in ((16, 1), (8, 8), (1, 16))
+    },
 }
 ODD_SIZES = (33, 47, 63, 64, 100)
 

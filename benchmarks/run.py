@@ -16,7 +16,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 QUANTITIES = ("forward", "gradient_in_h", "outer_in_place", "outer_into_zeros", "training_step")
-CASES = ("T", "M", "L", "X", "S", "E", "full", "shared", "between")
+SMALL = ("16x1", "8x8", "1x16")
+CASES = ("T", "M", "L", "X", "S", "E", "full", "shared", "between", *SMALL)
 STUDIES = ("cases", "odd", "sweep", "overhead", "large", "scaling")
 RESULTS = Path(__file__).parent / "results"
 
@@ -24,7 +25,7 @@ RESULTS = Path(__file__).parent / "results"
 FULL = SimpleNamespace(
     problems=[
         *((case, "float32") for case in CASES[1:]),
-        *((case, "float64") for case in ("L", "E", "between")),
+        *((case, "float64") for case in ("L", "E", "between", *SMALL)),
     ],
     quantities=QUANTITIES,
     contenders=None,
