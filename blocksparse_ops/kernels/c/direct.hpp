@@ -15,7 +15,7 @@ namespace blocksparse {
 // be.
 //
 // If `single`, each window has one place: loops over them take longer than small products do. So do
-// those over the vectors of a block, if one holds all columns: `whole`, below.
+// those over the vectors of a block, if it has so many and all are full: `all_vectors`, below.
 template <bool single, bool padded>
 class Window {
    public:
@@ -130,21 +130,20 @@ class DirectGemv {
 
     template <class Sums>
     void add(const Share& rows, i64 step, std::uint64_t* words) const {
-        const bool single = p.inputs == 1 && p.outputs == 1, whole = p.columns == Sums::lanes;
-        if constexpr (padded)
-            add_rows<Sums, false, false>(rows, step, words);
-        else
-            single && whole ? add_rows<Sums, true, true>(rows, step, words)
-            : single        ? add_rows<Sums, true, false>(rows, step, words)
-                            : add_rows<Sums, false, false>(rows, step, words);
+        const bool single = !padded && p.inputs == 1 && p.outputs == 1;
+        if (!single) return add_rows<Sums, false, 0>(rows, step, words);
+        if constexpr (!padded)
+            with_vectors<Sums::lanes, Sums::most_vectors>(p.columns, [&](auto vectors) {
+                add_rows<Sums, true, vectors()>(rows, step, words);
+            });
     }
 
-    template <class Sums, bool single, bool whole>
+    template <class Sums, bool single, int all_vectors>
     __attribute__((noinline)) void add_rows(const Share& rows, i64 step,
                                             std::uint64_t* words) const {
         constexpr i64 lanes = Sums::lanes;
         const Array &W = p.W, &h = p.h, &out = p.out;
-        const i64 depth = p.depth, columns = whole ? lanes : p.columns;
+        const i64 depth = p.depth, columns = all_vectors ? all_vectors * lanes : p.columns;
         const i64 h_step = h.strides[1], left_step = h.strides[2], to_step = out.strides[2];
         const i64 i_step = W.strides[0], j_step = W.strides[1], column_step = W.strides[3];
         const char* const all_blocks = W.data;
@@ -170,8 +169,8 @@ class DirectGemv {
                                         to + vec() * lanes * size);
                 });
             };
-            if constexpr (whole) {
-                add(constant<1>{}, 0);
+            if constexpr (all_vectors) {
+                add(constant<all_vectors>{}, 0);
             } else {
                 const i64 q = for_each_vector<lanes, Sums::most_vectors>(columns, add);
                 // A vector that overlaps another: narrower ones would sum one after the other.
@@ -240,24 +239,23 @@ class DirectOuter {
     void add_by_lanes(const Sides& sides, const Share& blocks, std::uint64_t* words) const {
         const bool has_rows = out.strides[sides.column] == size && sides.right_step == size;
         with_power<full_lanes<T>>(has_rows ? out.shape[sides.column] : 1, [&](auto lanes) {
-            const bool single = x.shape[1] == 1 && y.shape[1] == 1;
-            const bool whole = out.shape[sides.column] == lanes();
-            if constexpr (padded)
-                add_blocks<lanes(), false, false>(sides, blocks, words);
-            else
-                single && whole ? add_blocks<lanes(), true, true>(sides, blocks, words)
-                : single        ? add_blocks<lanes(), true, false>(sides, blocks, words)
-                                : add_blocks<lanes(), false, false>(sides, blocks, words);
+            const bool single = !padded && x.shape[1] == 1 && y.shape[1] == 1;
+            if (!single) return add_blocks<lanes(), false, 0>(sides, blocks, words);
+            if constexpr (!padded)
+                with_vectors<lanes(), most_at_once<T, lanes()>>(
+                    out.shape[sides.column], [&](auto vectors) {
+                        add_blocks<lanes(), true, vectors()>(sides, blocks, words);
+                    });
         });
     }
 
-    template <int lanes, bool single, bool whole>
+    template <int lanes, bool single, int all_vectors>
     __attribute__((noinline)) void add_blocks(const Sides& sides, const Share& blocks,
                                               std::uint64_t* words) const {
         const i64 x_step = x.strides[1], oBlocks = out.shape[1], rows = x.shape[0] * y.shape[1];
         const bool has_all = blocks.last - blocks.first == out.shape[0] * oBlocks;
         const bool swaps = sides.row == 3;
-        const Block<lanes, whole> block(out, sides, alpha);
+        const Block<lanes, all_vectors> block(out, sides, alpha);
         Window<single, padded> window(x, y, indices, 0, words);
         Ahead ahead(out, size, indices, window.inputs, window.outputs, rows);
         for (i64 row = 0; row < rows; ++row, window.next()) {
@@ -276,12 +274,13 @@ class DirectOuter {
     }
 
     // All that blocks have in common.
-    template <int lanes, bool whole>
+    template <int lanes, int all_vectors>
     class Block {
        public:
         Block(const Array& out, const Sides& sides, T alpha)
             : rows(out.shape[sides.row]), row_step(out.strides[sides.row]),
-              columns(whole ? lanes : out.shape[sides.column]), column_step(out.strides[sides.column]),
+              columns(all_vectors ? all_vectors * lanes : out.shape[sides.column]),
+              column_step(out.strides[sides.column]),
               left_step(sides.left_step), right_step(sides.right_step), alpha(alpha) {}
 
         // to[k][q] += alpha * left[k] * right[q]
@@ -290,8 +289,8 @@ class DirectOuter {
             const auto add = [&](auto vectors, i64 q) __attribute__((always_inline)) {
                 add_vectors<vectors(), lanes>(to, left, right, q);
             };
-            if constexpr (whole) {
-                add(constant<1>{}, 0);
+            if constexpr (all_vectors) {
+                add(constant<all_vectors>{}, 0);
             } else {
                 const i64 q = for_each_vector<lanes, most_at_once<T, lanes>>(columns, add);
                 add_rest<lanes / 2>(to, left, right, q);

@@ -54,6 +54,17 @@ constexpr int most_at_once = lanes > 1 && lanes == full_lanes<T> ? 4 : 1;
 // So many sums are in registers.
 constexpr int most_sums = 8;
 
+// Calls use(count), a constant: of how many full vectors columns are, a power of two up to `most`,
+// or 0.
+template <int lanes, int most, class Use>
+void with_vectors(i64 columns, const Use& use) {
+    if (columns == most * lanes) return use(constant<most>{});
+    if constexpr (most > 1)
+        with_vectors<lanes, most / 2>(columns, use);
+    else
+        use(constant<0>{});
+}
+
 // Calls use(vectors, column) for some vectors of columns at once, their number a constant; returns
 // the column from which on less than a vector is left.
 template <int lanes, int most, class Use>
@@ -81,6 +92,18 @@ __attribute__((always_inline)) inline void for_each(const Use& use) {
     for_each_of(std::make_integer_sequence<int, count>{}, use);
 }
 
+// Calls use(k) for each k by which all chains begin anew; returns how many products are left over.
+template <class T, int chains, class Use>
+__attribute__((always_inline)) inline i64 for_each_chains(i64 depth, const Use& use) {
+    i64 k = 0;
+    if constexpr (chains < most_chains<T>) {  // the depth is less than twice as much
+        use(k), k += chains;
+    } else {
+        for (; k + chains <= depth; k += chains) use(k);
+    }
+    return chains == 1 ? 0 : depth - k;
+}
+
 // Rows of the block are contiguous: vectors of columns for each chain.
 template <class T, int chains, int lanes_, int vectors = 1>
 class RowSums {
@@ -94,13 +117,13 @@ class RowSums {
     // Adds left[k] * block[k][.] for k < depth. Steps are in bytes.
     __attribute__((always_inline)) void accumulate(const char* left, i64 left_step,
                                                    const char* block, i64 step, i64 depth) {
-        if constexpr (chains == 1) return add<0>(left, block);  // the depth is 1
-        i64 k = 0;
-        for (; k + chains <= depth; k += chains)
-            for_each<chains>([&](auto chain) __attribute__((always_inline)) {
-                add<chain()>(left + (k + chain()) * left_step, block + (k + chain()) * step);
+        const i64 left_over = for_each_chains<T, chains>(
+            depth, [&](i64 k) __attribute__((always_inline)) {
+                for_each<chains>([&](auto chain) __attribute__((always_inline)) {
+                    add<chain()>(left + (k + chain()) * left_step, block + (k + chain()) * step);
+                });
             });
-        add_last<1>(depth - k, left + depth * left_step, left_step, block + depth * step, step);
+        add_last<1>(left_over, left + depth * left_step, left_step, block + depth * step, step);
     }
 
     // The sums of one vector.
@@ -199,10 +222,10 @@ class ColumnSums {
 
     __attribute__((always_inline)) void accumulate(const char* left, i64, const char* block,
                                                    i64 step, i64 depth) {
-        if constexpr (chains == 1) return add(left, block, step, 0, 0);  // the depth is 1
-        i64 k = 0;
-        for (; k + chains <= depth; k += chains) add(left, block, step, k, 0);
-        if (k < depth) add(left, block, step, depth - chains, k + chains - depth);
+        const i64 left_over = for_each_chains<T, chains>(
+            depth, [&](i64 k) __attribute__((always_inline)) { add(left, block, step, k, 0); });
+        if (chains > 1 && left_over)
+            add(left, block, step, depth - chains, chains - left_over);
     }
 
     template <int>
