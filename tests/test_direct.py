@@ -75,13 +75,14 @@ def test_each_width(mode, dtype, problem, rows):
 @pytest.mark.parametrize("mode", COMPILED)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("problem", ["gemv", "gemv_transposed", "outer"])
-def test_windows_of_one_place(mode, dtype, problem):
+@pytest.mark.parametrize("iWin", [1, 3])
+def test_output_windows_of_one_place(mode, dtype, problem, iWin):
     """Of blocks along one axis of W one index matters; of blocks of one column rows go together."""
     _, draw, enter, expect = PROBLEMS[problem]
     for iBlocks, oBlocks in ((5, 1), (1, 5), (1, 1), (5, 4)):
         for iSize, oSize in ((1, 1), (1, 7), (7, 1), (2, 1), (25, 1), (3, 2)):
             for batch in (0, 1, 3, 4, 5, 7, 8, 9, 16, 17):
-                sizes = Sizes(iBlocks, oBlocks, iSize, oSize, 1, 1, batch)
+                sizes = Sizes(iBlocks, oBlocks, iSize, oSize, iWin, 1, batch)
                 arrays = draw(Draw(sizes, batch, dtype)).values()
                 actual = compiled(mode, problem, CONTIGUOUS, dtype)(*enter(*arrays))
                 oracle.assert_within_bound(actual, expect(*arrays))

@@ -188,18 +188,19 @@ def is_known(index, blocks):
 def pass_over(index, blocks, table, which):
     """Whether all values of an index, of which each row may be anywhere, are in range."""
     batch, window = index.shape
-    about = index.itemsize, index.is_signed, index.known.padding, blocks
-    of_pass = which + IF_PADDED if index.known.is_padded else which
-    ready_pass(0, of_pass)
-    if is_contiguous(index, index.itemsize):
-        return call_pass(0, of_pass, (index.data, batch * window, *about, table))
-    if window == 1 or index.strides[1] != index.itemsize:
+    is_whole = is_contiguous(index, index.itemsize)
+    if not is_whole and (window == 1 or index.strides[1] != index.itemsize):
         return go_over(index, blocks, table, which == COUNTS)
+    if index.known.is_padded:
+        which += IF_PADDED
+    ready_pass(0, which)
+    about = index.itemsize, index.is_signed, index.known.padding, blocks
+    rows, length = (1, batch * window) if is_whole else (batch, window)
     found = True
-    for n in range(batch):
+    for n in range(rows):
         start = index.data + n * index.strides[0]
-        found &= call_pass(0, of_pass, (start, window, *about, table))
-        table += window * WORD_BYTES
+        found &= call_pass(0, which, (start, length, *about, table))
+        table += length * WORD_BYTES
     return found
 
 
@@ -221,7 +222,7 @@ def go_over(index, blocks, table, counts):
 
 
 @kernel
-def looked_over(index, blocks):
+def look_over(index, blocks):
     """An index, of which it is known, if that is so, that all values name a block from the start.
 
     Then one pass over it is enough, for whatever is to be checked and counted.
@@ -238,6 +239,12 @@ def looked_over(index, blocks):
     known = Known(0, blocks - 1, known.is_padded, known.padding)
     data, shape, strides, itemsize, is_signed, _ = index
     return IndexArray(data, shape, strides, itemsize, is_signed, known)
+
+
+@kernel
+def looked_over(blocks, first, second):
+    """The indices on both sides of an array of blocks, after `look_over`."""
+    return look_over(first, blocks.shape[0]), look_over(second, blocks.shape[1])
 
 
 @kernel

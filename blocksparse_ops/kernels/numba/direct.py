@@ -29,13 +29,14 @@ from blocksparse_ops.kernels.numba.shapes import (
     shapes,
 )
 from blocksparse_ops.kernels.numba.split import share_of
-from blocksparse_ops.kernels.numba.sums import MOST_SUMS, most_chains
+from blocksparse_ops.kernels.numba.sums import MOST_SUMS, most_chains, vectors_in_registers
 from blocksparse_ops.kernels.numba.threads import Work
 
 # Columns that are summed at once where they are contiguous.
 MOST_COLUMNS = 4
 
 most_chains_of = constant(most_chains)
+vectors_of = kernel(vectors_in_registers)
 
 new_direct, direct_at = DIRECT.new, DIRECT.at
 
@@ -43,12 +44,14 @@ new_direct, direct_at = DIRECT.new, DIRECT.at
 @kernel
 def loops_of(p, lanes, columns, most_vectors):
     """The position in LOOPS for blocks of so many columns."""
-    one_input, one_output = has_one_input(p), p.right.shape[1] == 1
     if p.is_padded:
         return OVER_PADDED
-    if not one_output or not (one_input or p.index):
+    if p.index:
+        loops = ONE_INDEX + has_one_input(p) * len(VECTORS)
+    elif has_one_input(p) and p.right.shape[1] == 1:
+        loops = TWO_INDICES
+    else:
         return OVER_WINDOWS
-    loops = ONE_INDEX + one_input * len(VECTORS) if p.index else TWO_INDICES
     for position in range(1, len(VECTORS)):
         if columns == VECTORS[position] << lanes and VECTORS[position] <= most_vectors:
             loops += position
@@ -122,6 +125,15 @@ def set_index(p):
 
 
 @kernel
+def set_indices(p, left_index, right_index):
+    """Those of both sides, and all that follows from them."""
+    p.input = count_from_start(left_index, p.blocks.shape[0], p.input)
+    p.output = count_from_start(right_index, p.blocks.shape[1], p.output)
+    set_index(p)
+    set_ahead(p)
+
+
+@kernel
 def is_nothing(p):
     """Whether there is nothing to add."""
     triples = p.left.shape[0] * p.left.shape[1] * p.right.shape[1]
@@ -145,7 +157,7 @@ def shape_of_gemv(p):
     if p.right.strides[2] == size and by_columns:
         most_lanes = min(MOST_COLUMNS, lanes)
     elif p.right.strides[2] == size and column_step == size:
-        most_lanes, most_vectors = lanes, max(MOST_SUMS >> chains, 1)
+        most_lanes, most_vectors = lanes, vectors_of(1 << chains)
     lanes = power_up_to(most_lanes, columns)
     loops = loops_of(p, lanes, columns, most_vectors)
     return position_of(np.int64(by_columns), chains, lanes, loops)
@@ -188,10 +200,7 @@ def run_direct_gemv(out, W, h, inputIdx, outputIdx, scale, start, most_threads):
     else:
         for q in range(lanes_of(p)):
             store(p.initial + q * size_of(p), load(start, scale))
-    p.input = count_from_start(inputIdx, W.shape[0], p.input)
-    p.output = count_from_start(outputIdx, W.shape[1], p.output)
-    set_index(p)
-    set_ahead(p)
+    set_indices(p, inputIdx, outputIdx)
     work_gemv(scale, shape_of_gemv(p), address_of_record(p), p.threads)
     free_tables(p, take_direct, array)
 
@@ -203,10 +212,7 @@ def run_direct_outer(out, x, y, xIdx, yIdx, alpha, most_threads):
     if is_nothing(p):
         return
     array = allocate_tables(p, take_direct)
-    p.input = count_from_start(xIdx, out.shape[0], p.input)
-    p.output = count_from_start(yIdx, out.shape[1], p.output)
-    set_index(p)
-    set_ahead(p)
+    set_indices(p, xIdx, yIdx)
     work_outer(alpha, shape_of_outer(p), address_of_record(p), p.threads)
     free_tables(p, take_direct, array)
 

@@ -38,7 +38,7 @@ def number_blocks(p, inputBlock, outputBlock):
 
 def new_gradient(W, x, y, xIdx, yIdx, alpha, call):
     """The numbers of the blocks in use, on both sides, and the gradient in each."""
-    xIdx, yIdx = looked_over(xIdx, W.shape[0]), looked_over(yIdx, W.shape[1])
+    xIdx, yIdx = looked_over(W, xIdx, yIdx)
     ready_check(0, 0)
     call_check(0, 0, (W, x, y, xIdx, yIdx, call))
     p = new_outer(alpha)

@@ -78,14 +78,14 @@ def run_on_path(out, W, h, inputIdx, outputIdx, scale, start, call):
 
 def add_gemv(out, W, h, inputIdx, outputIdx, scale, call):
     """In place."""
-    inputIdx, outputIdx = looked_over(inputIdx, W.shape[0]), looked_over(outputIdx, W.shape[1])
+    inputIdx, outputIdx = looked_over(W, inputIdx, outputIdx)
     ready_check_gemv(0, 0)
     call_check_gemv(0, 0, (out, W, h, inputIdx, outputIdx, call))
     run_on_path(out, W, h, inputIdx, outputIdx, scale, FROM_OUT, call)
 
 
 def new_gemv(o, W, h, inputIdx, outputIdx, scale, call):
-    inputIdx, outputIdx = looked_over(inputIdx, W.shape[0]), looked_over(outputIdx, W.shape[1])
+    inputIdx, outputIdx = looked_over(W, inputIdx, outputIdx)
     ready_check_gemv(0, 0)
     call_check_gemv(0, 0, (o, W, h, inputIdx, outputIdx, call))
     is_padded = inputIdx.known.is_padded or outputIdx.known.is_padded
@@ -114,14 +114,14 @@ def run_outer_on_path(out, x, y, xIdx, yIdx, alpha, call):
 
 def add_outer(out, x, y, xIdx, yIdx, alpha, call):
     """In place."""
-    xIdx, yIdx = looked_over(xIdx, out.shape[0]), looked_over(yIdx, out.shape[1])
+    xIdx, yIdx = looked_over(out, xIdx, yIdx)
     ready_check_outer(0, 0)
     call_check_outer(0, 0, (out, x, y, xIdx, yIdx, call))
     run_outer_on_path(out, x, y, xIdx, yIdx, alpha, call)
 
 
 def new_outer(o, x, y, xIdx, yIdx, alpha, call):
-    xIdx, yIdx = looked_over(xIdx, o.shape[0]), looked_over(yIdx, o.shape[1])
+    xIdx, yIdx = looked_over(o, xIdx, yIdx)
     ready_check_outer(0, 0)
     call_check_outer(0, 0, (o, x, y, xIdx, yIdx, call))
     out = copied(o, alpha)

@@ -26,6 +26,11 @@ def most_chains(scalar):
 MOST_SUMS = 8
 
 
+def vectors_in_registers(chains):
+    """How many vectors of columns are, with so many chains each."""
+    return max(MOST_SUMS // chains, 1)
+
+
 def most_at_once(scalar, lanes):
     """How many vectors of columns are added to at once; there is but one that is not full."""
     return 4 if 1 < lanes == full_lanes(scalar) else 1
@@ -77,7 +82,7 @@ class RowSums(Sums):
 
     @staticmethod
     def vectors_at_once(scalar, chains, lanes):
-        return max(min(most_at_once(scalar, lanes), MOST_SUMS // chains), 1)
+        return min(most_at_once(scalar, lanes), vectors_in_registers(chains))
 
     def start(self):
         return [ir.Constant(self.row, None)] * (self.chains * self.vectors)
