@@ -33,17 +33,21 @@ using Sizes = std::map<char, i64>;
 
 inline Sizes draw_sizes(Random& random) {
     // Around the widths of vectors and tiles, and the depth of a chunk.
-    static const std::vector<i64> columns{0,  1,  2,  3,  4,  5,  7,  8,  9,   15,  16,
-                                          17, 31, 32, 33, 47, 63, 64, 65, 100, 520, 2100};
+    static const std::vector<i64> columns{0,  1,  1,  1,  2,  3,  4,  5,  7,  8,  9,   15,
+                                          16, 17, 31, 32, 33, 47, 63, 64, 65, 100, 520, 2100};
     static const std::vector<i64> depths{0,  1,  2,  3,  4,  5,  7,  8,   9,   15,  16,  17,  31,
                                          32, 33, 47, 63, 64, 65, 100, 127, 128, 129, 255, 256, 257};
     static const std::vector<i64> blocks{1, 1, 2, 2, 3, 4, 5, 6, 6, 70, 130};
     static const std::vector<i64> batches{0, 1, 2, 3, 4, 5, 6, 7, 7, 40, 40};
     // Weights that no cache holds, of which a kernel prefetches the blocks of rows to come.
     if (random.once_in(200)) {
-        Sizes s{{'n', 40}, {'v', random.below(4)}, {'w', random.below(4)},
+        static const std::vector<i64> windows{0, 1, 1, 2, 3};
+        Sizes s{{'n', 40}, {'v', random.one_of(windows)}, {'w', random.one_of(windows)},
                 {'p', 16}, {'q', 16}, {'i', 130}, {'j', 70}};
-        if (random.once_in(2)) s['p'] = 1, s['q'] = 520, s['j'] = 33;
+        if (random.once_in(2)) {
+            s['p'] = 1, s['q'] = 520, s['j'] = 33;
+            if (random.once_in(2)) std::swap(s['p'], s['q']);
+        }
         return s;
     }
     for (;;) {
@@ -51,6 +55,7 @@ inline Sizes draw_sizes(Random& random) {
         const i64 inputs = random.once_in(20) ? random.one_of({63, 64, 65, 130}) : random.below(6);
         Sizes s{{'n', random.one_of(batches)}, {'v', inputs}, {'w', random.below(6)},
                 {'p', random.one_of(depths)}, {'q', random.one_of(columns)}};
+        if (random.once_in(4)) s['v'] = s['w'] = 1;
         // There need be no block where there is no index.
         s['i'] = s['n'] * s['v'] == 0 && random.once_in(4) ? 0 : random.one_of(blocks);
         s['j'] = s['n'] * s['w'] == 0 && random.once_in(4) ? 0 : random.one_of(blocks);

@@ -15,8 +15,9 @@ struct Thresholds {
 // Whether all examples use the same blocks. Every block in use then has all examples as its rows,
 // and a plan would only cost time: a third of the call where each example uses every block.
 //
-// Otherwise going block by block, in the order of memory, pays for all but small blocks: against one output row after
-// the other it took 0.99 of the time at 1.1 triples a block in use, 0.65 at 1.6, 0.53 at 2.4.
+// Otherwise going block by block, in the order of memory, pays for all but small blocks: against
+// one output row after the other it took 0.99 of the time at 1.1 triples a block in use, 0.65 at
+// 1.6, 0.53 at 2.4.
 inline bool pattern_is_shared(const Indices& indices, i64 batch) {
     const auto repeats = [batch](const BlockNumbers& index) {
         // Each row equals the one before it.

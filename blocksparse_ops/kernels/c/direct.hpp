@@ -11,32 +11,91 @@
 
 namespace blocksparse {
 
-// The rows of both windows, one row of the output after the other. If `padded`, places of these may
-// be.
-//
-// If `single`, each window has one place: loops over them take longer than small products do. So do
-// those over the vectors of a block, if it has so many and all are full: `all_vectors`, below.
-template <bool single, bool padded>
+// Blocks that lie evenly spaced, and their numbers along the line: of windows of one place each, of
+// which none is padded, one table is read instead of both indices.
+class Line {
+   public:
+    // Allocates what set() needs, for blocks that lie in an array of this one's shape.
+    void prepare(const Array& blocks, const Indices& indices, i64 inputs, i64 outputs) {
+        is_possible = inputs == 1 && outputs == 1 && !indices.are_padded();
+        if (is_possible && blocks.shape[0] != 1 && blocks.shape[1] != 1)
+            numbers = Buffer<i64>(indices.input.size());
+    }
+
+    void set(const Array& blocks, const Indices& indices) {
+        if (!is_possible) return;
+        const i64 *i = indices.input.begin(), *j = indices.output.begin();
+        const i64 iBlocks = blocks.shape[0], oBlocks = blocks.shape[1];
+        const i64 i_step = blocks.strides[0], j_step = blocks.strides[1];
+        if (oBlocks == 1) return lay(i, i_step);
+        if (iBlocks == 1) return lay(j, j_step);
+        if (i_step == oBlocks * j_step) return lay(number(i, oBlocks, j), j_step);
+        if (j_step == iBlocks * i_step) return lay(number(j, iBlocks, i), i_step);
+    }
+
+    explicit operator bool() const { return first; }
+    const i64* begin() const { return first; }
+    i64 step = 0;
+
+   private:
+    bool is_possible = false;
+    Buffer<i64> numbers;
+    const i64* first = nullptr;
+
+    void lay(const i64* table, i64 step) { first = table, this->step = step; }
+
+    const i64* number(const i64* row, i64 length, const i64* place) {
+        for (i64& number : numbers) number = *row++ * length + *place++;
+        return numbers.begin();
+    }
+};
+
+// Which loops stand: those that take longer than a small product are left out where they can be.
+enum class Loops {
+    all,
+    padded,  // all, and places of either window may be padded
+    line     // none over the places of the windows, and blocks lie on a line
+};
+
+template <Loops loops>
+using constant_loops = std::integral_constant<Loops, loops>;
+
+// Calls use(loops, vectors), both constants: `vectors` are all that a row of a block has, if each
+// is full, or 0 if there is a loop over them.
+template <bool padded, int lanes, int most_vectors, class Use>
+void with_loops(const Line& line, i64 columns, const Use& use) {
+    if constexpr (padded)
+        use(constant_loops<Loops::padded>{}, constant<0>{});
+    else if (line)
+        with_vectors<lanes, most_vectors>(
+            columns, [&](auto vectors) { use(constant_loops<Loops::line>{}, vectors); });
+    else
+        use(constant_loops<Loops::all>{}, constant<0>{});
+}
+
+// The rows of both windows, one row of the output after the other, and their triples' blocks.
+template <Loops loops>
 class Window {
    public:
-    Window(const Array& in, const Array& out, const Indices& indices, i64 row,
-           std::uint64_t* words)
-        : inputs(single ? 1 : in.shape[1]), outputs(single ? 1 : out.shape[1]),
-          places(inputs, words), examples_left(in.shape[0] - row / outputs) {
+    Window(const Array& in, const Array& out, const Array& blocks, const Indices& indices,
+           const Line& line, i64 row, std::uint64_t* words)
+        : inputs(on_line ? 1 : in.shape[1]), outputs(on_line ? 1 : out.shape[1]),
+          places(inputs, words), examples_left(in.shape[0] - row / outputs), blocks(blocks.data),
+          oBlocks(blocks.shape[1]), i_step(on_line ? line.step : blocks.strides[0]),
+          j_step(blocks.strides[1]) {
         const i64 n = row / outputs;
         w = row - n * outputs;
         in_step = in.strides[0];
         out_step = out.strides[1], next_out = out.strides[0] - (outputs - 1) * out_step;
         this->in = in.data + n * in_step;
         this->out = out.data + n * out.strides[0] + w * out_step;
-        input = indices.input.begin() + n * inputs;
+        input = (on_line ? line.begin() : indices.input.begin()) + n * inputs;
         output = indices.output.begin() + row;
         if constexpr (padded) places.enter(input);
     }
 
     const i64 inputs, outputs;
-    char *in, *out;             // place 0 of the input window, place w of the output window
-    const i64 *input, *output;  // their blocks
+    char *in, *out;  // place 0 of the input window, place w of the output window
 
     // Whether nothing is added at this row, or from it.
     bool is_padded() const { return padded && (*output == no_block || places.is_empty); }
@@ -50,6 +109,12 @@ class Window {
             return AnyPlace(inputs);
     }
 
+    // The block of a place of the input window, and its number among all.
+    char* block(i64 v) const {
+        return blocks + input[v] * i_step + (on_line ? 0 : *output * j_step);
+    }
+    i64 number(i64 v) const { return on_line ? input[v] : input[v] * oBlocks + *output; }
+
     void next() {
         ++output;
         if (++w < outputs) {
@@ -62,8 +127,12 @@ class Window {
     }
 
    private:
+    static constexpr bool padded = loops == Loops::padded, on_line = loops == Loops::line;
+    const i64 *input, *output;  // blocks of both windows; the former those on the line
     Places places;
     i64 examples_left, w, in_step, out_step, next_out;
+    char* const blocks;
+    const i64 oBlocks, i_step, j_step;
 };
 
 // o[n, w] += sum_v h[n, v] @ W[inputIdx[n, v], outputIdx[n, w]]
@@ -80,6 +149,8 @@ class DirectGemv {
         workers = threads_for(p.batch * p.inputs * p.outputs, p.depth * p.columns, thresholds,
                               most_threads);
         if constexpr (padded) scratch = Buffer<std::uint64_t>(workers * Places::words(p.inputs));
+        line.prepare(p.W, p.indices, p.inputs, p.outputs);
+        line.set(p.W, p.indices);
         return {};
     }
 
@@ -106,8 +177,12 @@ class DirectGemv {
         const bool has_columns = p.W.strides[2] == size && p.h.strides[2] == size;
         // One by one where the output has gaps.
         const i64 columns = p.out.strides[2] == size ? p.columns : 1;
+        const bool together = line && p.columns == 1 && p.out.strides[0] == size &&
+                              (has_columns || p.depth == 1);
         with_power<most_chains<T>>(p.depth, [&](auto chains) {
-            if (has_columns && (p.columns == 1 || !has_rows))
+            if (together)
+                add_together<chains()>(rows);
+            else if (has_columns && (p.columns == 1 || !has_rows))
                 with_power<most_columns>(columns, [&](auto lanes) {
                     add<ColumnSums<T, chains(), lanes()>>(rows, p.W.strides[3], words);
                 });
@@ -124,44 +199,64 @@ class DirectGemv {
 
     Product<T> p;
     int workers;
+    Line line;
     Buffer<std::uint64_t> scratch;
     bool starts = false;
     T start[full_lanes<T>];
 
+    const char* initial() const { return starts ? reinterpret_cast<const char*>(start) : nullptr; }
+
     template <class Sums>
     void add(const Share& rows, i64 step, std::uint64_t* words) const {
-        const bool single = !padded && p.inputs == 1 && p.outputs == 1;
-        if (!single) return add_rows<Sums, false, 0>(rows, step, words);
-        if constexpr (!padded)
-            with_vectors<Sums::lanes, Sums::most_vectors>(p.columns, [&](auto vectors) {
-                add_rows<Sums, true, vectors()>(rows, step, words);
+        with_loops<padded, Sums::lanes, Sums::most_vectors>(
+            line, p.columns, [&](auto loops, auto vectors) {
+                add_rows<Sums, loops(), vectors()>(rows, step, words);
             });
     }
 
-    template <class Sums, bool single, int all_vectors>
+    // Blocks of one column: the lanes are those of so many rows.
+    template <int chains>
+    __attribute__((noinline)) void add_together(const Share& rows) const {
+        constexpr int lanes = full_lanes<T>;
+        Window<Loops::line> window(p.h, p.out, p.W, p.indices, line, rows.first, nullptr);
+        Ahead ahead(p.W, size, p.indices, 1, 1, rows.last);
+        i64 row = rows.first;
+        for (; row + lanes <= rows.last; row += lanes) {
+            char* const to = window.out;
+            const char *left[lanes], *block[lanes];
+            for_each<lanes>([&](auto k) __attribute__((always_inline)) {
+                ahead.prefetch_from(row + k());
+                left[k()] = window.in, block[k()] = window.block(0);
+                window.next();
+            });
+            ColumnSums<T, chains, lanes> sums;
+            sums.accumulate_rows(left, block, p.depth);
+            add_lanes<T, lanes>(sums.template total<0>(), 0, initial(), to);
+        }
+        add_rows<ColumnSums<T, chains, 1>, Loops::line, 1>({row, rows.last}, 0, nullptr);
+    }
+
+    template <class Sums, Loops loops, int all_vectors>
     __attribute__((noinline)) void add_rows(const Share& rows, i64 step,
                                             std::uint64_t* words) const {
         constexpr i64 lanes = Sums::lanes;
         const Array &W = p.W, &h = p.h, &out = p.out;
         const i64 depth = p.depth, columns = all_vectors ? all_vectors * lanes : p.columns;
         const i64 h_step = h.strides[1], left_step = h.strides[2], to_step = out.strides[2];
-        const i64 i_step = W.strides[0], j_step = W.strides[1], column_step = W.strides[3];
-        const char* const all_blocks = W.data;
-        const char* const initial = starts ? reinterpret_cast<const char*>(start) : nullptr;
-        Window<single, padded> window(h, out, p.indices, rows.first, words);
+        const i64 column_step = W.strides[3];
+        const char* const initial = this->initial();
+        Window<loops> window(h, out, W, p.indices, line, rows.first, words);
         Ahead ahead(W, size, p.indices, window.inputs, window.outputs, rows.last);
         for (i64 row = rows.first; row < rows.last; ++row, window.next()) {
             ahead.prefetch_from(row);
             if (window.is_padded()) continue;
-            const char* blocks = all_blocks + *window.output * j_step;
             const auto add = [&](auto vectors, i64 q, i64 overlap = 0)
                                  __attribute__((always_inline)) {
                 typename Sums::template Of<vectors()> sums;
                 for (auto v = window.first_input(); v; v.next()) {
                     short_loop();
-                    const char* block = blocks + window.input[*v] * i_step;
-                    sums.accumulate(window.in + *v * h_step, left_step, block + q * column_step,
-                                    step, depth);
+                    sums.accumulate(window.in + *v * h_step, left_step,
+                                    window.block(*v) + q * column_step, step, depth);
                 }
                 char* const to = window.out + q * to_step;
                 for_each<vectors()>([&](auto vec) __attribute__((always_inline)) {
@@ -201,11 +296,15 @@ class DirectOuter {
         workers = threads_for(batch * inputs * outputs, x.shape[2] * y.shape[2], thresholds,
                               most_threads);
         if constexpr (padded) scratch = Buffer<std::uint64_t>(workers * Places::words(inputs));
+        line.prepare(args[0], indices, inputs, outputs);
         return {};
     }
 
     // To be called before work(). `array` holds the initial values.
-    void place(const Array& array) { out = array; }
+    void place(const Array& array) {
+        out = array;
+        line.set(out, indices);
+    }
 
     int threads() const { return workers; }
 
@@ -234,39 +333,34 @@ class DirectOuter {
     T alpha;
     Indices indices;
     int workers;
+    Line line;
     Buffer<std::uint64_t> scratch;
 
     void add_by_lanes(const Sides& sides, const Share& blocks, std::uint64_t* words) const {
         const bool has_rows = out.strides[sides.column] == size && sides.right_step == size;
         with_power<full_lanes<T>>(has_rows ? out.shape[sides.column] : 1, [&](auto lanes) {
-            const bool single = !padded && x.shape[1] == 1 && y.shape[1] == 1;
-            if (!single) return add_blocks<lanes(), false, 0>(sides, blocks, words);
-            if constexpr (!padded)
-                with_vectors<lanes(), most_at_once<T, lanes()>>(
-                    out.shape[sides.column], [&](auto vectors) {
-                        add_blocks<lanes(), true, vectors()>(sides, blocks, words);
-                    });
+            with_loops<padded, lanes(), most_at_once<T, lanes()>>(
+                line, out.shape[sides.column], [&](auto loops, auto vectors) {
+                    add_blocks<lanes(), loops(), vectors()>(sides, blocks, words);
+                });
         });
     }
 
-    template <int lanes, bool single, int all_vectors>
+    template <int lanes, Loops loops, int all_vectors>
     __attribute__((noinline)) void add_blocks(const Sides& sides, const Share& blocks,
                                               std::uint64_t* words) const {
-        const i64 x_step = x.strides[1], oBlocks = out.shape[1], rows = x.shape[0] * y.shape[1];
-        const bool has_all = blocks.last - blocks.first == out.shape[0] * oBlocks;
+        const i64 x_step = x.strides[1], rows = x.shape[0] * y.shape[1];
         const bool swaps = sides.row == 3;
         const Block<lanes, all_vectors> block(out, sides, alpha);
-        Window<single, padded> window(x, y, indices, 0, words);
+        Window<loops> window(x, y, out, indices, line, 0, words);
         Ahead ahead(out, size, indices, window.inputs, window.outputs, rows);
         for (i64 row = 0; row < rows; ++row, window.next()) {
             ahead.prefetch_from(row);
             if (window.is_padded()) continue;
-            const i64 j = *window.output;
             for (auto v = window.first_input(); v; v.next()) {
                 short_loop();
-                const i64 i = window.input[*v], number = i * oBlocks + j;
-                if (!has_all && (number < blocks.first || number >= blocks.last)) continue;
-                char *to = out.data + i * out.strides[0] + j * out.strides[1];
+                if (!blocks.has(window.number(*v))) continue;
+                char* const to = window.block(*v);
                 const char *of_x = window.in + *v * x_step, *of_y = window.out;
                 swaps ? block.add(to, of_y, of_x) : block.add(to, of_x, of_y);
             }

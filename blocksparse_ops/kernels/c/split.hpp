@@ -16,6 +16,8 @@ struct Share {
 
     Share(i64 first, i64 last) : first(first), last(last) {}
 
+    bool has(i64 position) const { return first <= position && position < last; }
+
    private:
     static i64 start(i64 total, int thread, int threads) {
         return total / threads * thread + std::min<i64>(total % threads, thread);

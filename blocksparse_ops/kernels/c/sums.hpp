@@ -1,8 +1,8 @@
 // Products of a row with some columns of a small block, summed in registers.
 //
 // An element is summed in chains, by k modulo their number (of a remainder the last k in the last
-// chain), which are joined by halves. They are the lanes of one vector where columns are contiguous,
-// and a vector each where rows are: so both layouts give the same bits.
+// chain), which are joined by halves. They are the lanes of one vector where columns are
+// contiguous, and a vector each where rows are: so both layouts give the same bits.
 #pragma once
 
 #include "panel.hpp"
@@ -38,8 +38,8 @@ V select_from(i64 first, const V& more, const V& less) {
         return lanes_from<T, lanes>(first, std::make_integer_sequence<int, lanes>{}) ? more : less;
 }
 
-// to[q] += sum[q] for all lanes q but the first, `overlap` of them; with a vector of initial values,
-// to[q] = initial[q] + sum[q].
+// to[q] += sum[q] for all lanes q but the first, `overlap` of them; with a vector of initial
+// values, to[q] = initial[q] + sum[q].
 template <class T, int lanes>
 void add_lanes(const Vector<T, lanes>& sum, i64 overlap, const char* initial, char* to) {
     using V = Vector<T, lanes>;
@@ -222,10 +222,13 @@ class ColumnSums {
 
     __attribute__((always_inline)) void accumulate(const char* left, i64, const char* block,
                                                    i64 step, i64 depth) {
-        const i64 left_over = for_each_chains<T, chains>(
-            depth, [&](i64 k) __attribute__((always_inline)) { add(left, block, step, k, 0); });
-        if (chains > 1 && left_over)
-            add(left, block, step, depth - chains, chains - left_over);
+        accumulate_of([&](i64) { return left; }, [&](i64 q) { return block + q * step; }, depth);
+    }
+
+    // Of each lane a row of its own, and a block that has one column.
+    __attribute__((always_inline)) void accumulate_rows(const char* const* left,
+                                                        const char* const* block, i64 depth) {
+        accumulate_of([&](i64 q) { return left[q]; }, [&](i64 q) { return block[q]; }, depth);
     }
 
     template <int>
@@ -237,13 +240,22 @@ class ColumnSums {
     using V = Vector<T, chains>;
     V sum[lanes] = {};
 
+    template <class Left, class Column>
+    __attribute__((always_inline)) void accumulate_of(const Left& left, const Column& column,
+                                                      i64 depth) {
+        const i64 left_over = for_each_chains<T, chains>(
+            depth, [&](i64 k) __attribute__((always_inline)) { add(left, column, k, 0); });
+        if (chains > 1 && left_over) add(left, column, depth - chains, chains - left_over);
+    }
+
     // Adds the chains from number `first` on.
-    __attribute__((always_inline)) void add(const char* left, const char* block, i64 step, i64 k,
+    template <class Left, class Column>
+    __attribute__((always_inline)) void add(const Left& left, const Column& column, i64 k,
                                             i64 first) {
         constexpr i64 size = sizeof(T);
-        const V factor = load_vector<V>(left + k * size);
         for_each<lanes>([&](auto q) __attribute__((always_inline)) {
-            const V more = sum[q()] + factor * load_vector<V>(block + q() * step + k * size);
+            const V factor = load_vector<V>(left(q()) + k * size);
+            const V more = sum[q()] + factor * load_vector<V>(column(q()) + k * size);
             sum[q()] = first ? select_from<T, chains>(first, more, sum[q()]) : more;
         });
     }
