@@ -195,7 +195,7 @@ class DirectGemv {
 
    private:
     static constexpr i64 size = sizeof(T);
-    static constexpr int most_columns = std::min(4, full_lanes<T>);
+    static constexpr int most_columns = std::min(most_sums, full_lanes<T>);
 
     Product<T> p;
     int workers;

@@ -32,9 +32,6 @@ from blocksparse_ops.kernels.numba.split import share_of
 from blocksparse_ops.kernels.numba.sums import MOST_SUMS, most_chains, vectors_in_registers
 from blocksparse_ops.kernels.numba.threads import Work
 
-# Columns that are summed at once where they are contiguous.
-MOST_COLUMNS = 4
-
 most_chains_of = constant(most_chains)
 vectors_of = kernel(vectors_in_registers)
 
@@ -155,7 +152,7 @@ def shape_of_gemv(p):
     most_lanes, most_vectors = 1, 1
     # One by one where the output has gaps: its addresses would take the registers of all others.
     if p.right.strides[2] == size and by_columns:
-        most_lanes = min(MOST_COLUMNS, lanes)
+        most_lanes = min(MOST_SUMS, lanes)
     elif p.right.strides[2] == size and column_step == size:
         most_lanes, most_vectors = lanes, vectors_of(1 << chains)
     lanes = power_up_to(most_lanes, columns)
