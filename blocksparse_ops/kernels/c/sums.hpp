@@ -54,6 +54,11 @@ constexpr int most_at_once = lanes > 1 && lanes == full_lanes<T> ? 4 : 1;
 // So many sums are in registers.
 constexpr int most_sums = 8;
 
+// How many vectors of columns are, of so many lanes and of so many sums each.
+template <class T, int lanes, int sums>
+constexpr int vectors_in_registers =
+    std::max(std::min(most_at_once<T, lanes>, most_sums / sums), 1);
+
 // Calls use(count), a constant: of how many full vectors columns are, a power of two up to `most`,
 // or 0.
 template <int lanes, int most, class Use>
@@ -108,9 +113,7 @@ __attribute__((always_inline)) inline i64 for_each_chains(i64 depth, const Use& 
 template <class T, int chains, int lanes_, int vectors = 1>
 class RowSums {
    public:
-    static constexpr int lanes = lanes_;
-    static constexpr int most_vectors =
-        std::max(std::min(most_at_once<T, lanes>, most_sums / chains), 1);
+    static constexpr int lanes = lanes_, most_vectors = vectors_in_registers<T, lanes, chains>;
     template <int count>
     using Of = RowSums<T, chains, lanes, count>;
 
@@ -213,12 +216,12 @@ auto join(const V* vector) {
 }
 
 // Columns of the block are contiguous, and the row is: a vector of chains for each column.
-template <class T, int chains, int lanes_>
+template <class T, int chains, int lanes_, int vectors = 1>
 class ColumnSums {
    public:
-    static constexpr int lanes = lanes_, most_vectors = 1;
-    template <int>
-    using Of = ColumnSums;
+    static constexpr int lanes = lanes_, most_vectors = vectors_in_registers<T, lanes, lanes>;
+    template <int count>
+    using Of = ColumnSums<T, chains, lanes, count>;
 
     __attribute__((always_inline)) void accumulate(const char* left, i64, const char* block,
                                                    i64 step, i64 depth) {
@@ -231,14 +234,14 @@ class ColumnSums {
         accumulate_of([&](i64 q) { return left[q]; }, [&](i64 q) { return block[q]; }, depth);
     }
 
-    template <int>
+    template <int vec>
     Vector<T, lanes> total() const {
-        return join<T, chains, lanes>(sum);
+        return join<T, chains, lanes>(sum + vec * lanes);
     }
 
    private:
     using V = Vector<T, chains>;
-    V sum[lanes] = {};
+    V sum[vectors * lanes] = {};
 
     template <class Left, class Column>
     __attribute__((always_inline)) void accumulate_of(const Left& left, const Column& column,
@@ -253,7 +256,7 @@ class ColumnSums {
     __attribute__((always_inline)) void add(const Left& left, const Column& column, i64 k,
                                             i64 first) {
         constexpr i64 size = sizeof(T);
-        for_each<lanes>([&](auto q) __attribute__((always_inline)) {
+        for_each<vectors * lanes>([&](auto q) __attribute__((always_inline)) {
             const V factor = load_vector<V>(left(q()) + k * size);
             const V more = sum[q()] + factor * load_vector<V>(column(q()) + k * size);
             sum[q()] = first ? select_from<T, chains>(first, more, sum[q()]) : more;

@@ -149,13 +149,14 @@ def shape_of_gemv(p):
         loops = TOGETHER + has_one_input(p)
         return position_of(1, chains, power_up_to(lanes, lanes), loops)
     by_columns = has_columns and (columns == 1 or column_step != size)
-    most_lanes, most_vectors = 1, 1
+    most_lanes = 1
     # One by one where the output has gaps: its addresses would take the registers of all others.
     if p.right.strides[2] == size and by_columns:
         most_lanes = min(MOST_SUMS, lanes)
     elif p.right.strides[2] == size and column_step == size:
-        most_lanes, most_vectors = lanes, vectors_of(1 << chains)
+        most_lanes = lanes
     lanes = power_up_to(most_lanes, columns)
+    most_vectors = vectors_of(1 << (lanes if by_columns else chains)) if lanes else 1
     loops = loops_of(p, lanes, columns, most_vectors)
     return position_of(np.int64(by_columns), chains, lanes, loops)
 

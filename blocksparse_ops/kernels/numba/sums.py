@@ -26,9 +26,9 @@ def most_chains(scalar):
 MOST_SUMS = 8
 
 
-def vectors_in_registers(chains):
-    """How many vectors of columns are, with so many chains each."""
-    return max(MOST_SUMS // chains, 1)
+def vectors_in_registers(sums):
+    """How many vectors of columns are, of so many sums each."""
+    return max(MOST_SUMS // sums, 1)
 
 
 def most_at_once(scalar, lanes):
@@ -140,13 +140,13 @@ class ColumnSums(Sums):
 
     @staticmethod
     def vectors_at_once(scalar, chains, lanes):
-        return 1
+        return min(most_at_once(scalar, lanes), vectors_in_registers(lanes))
 
     def start(self):
-        return [ir.Constant(self.column, None)] * self.lanes
+        return [ir.Constant(self.column, None)] * (self.vectors * self.lanes)
 
     def accumulate(self, sums, left, left_step, block, step, depth):
-        columns = [self.code.offset(block, q, step) for q in range(self.lanes)]
+        columns = [self.code.offset(block, q, step) for q in range(self.vectors * self.lanes)]
         return self.accumulate_columns(sums, [left], columns, depth)
 
     def accumulate_columns(self, sums, lefts, columns, depth):
@@ -174,6 +174,12 @@ class ColumnSums(Sums):
         return self._chains_of(depth, sums, products, last_products)
 
     def totals(self, sums):
+        return [
+            self._join(sums[first : first + self.lanes])
+            for first in range(0, len(sums), self.lanes)
+        ]
+
+    def _join(self, sums):
         """Vectors hold the chains of as many columns as they have lanes for."""
         chains = self.chains
         while chains > 1:
@@ -194,7 +200,7 @@ class ColumnSums(Sums):
         while len(sums) > 1:
             count = 2 * sums[0].type.count
             sums = [self.code.shuffle(*pair, list(range(count))) for pair in pairs(sums)]
-        return sums
+        return sums[0]
 
 
 def pairs(vectors):
