@@ -42,6 +42,7 @@ HEADERS = (
     "product",
     "places",
     "ahead",
+    "rows",
     "direct",
     "by_block",
     "shared",
