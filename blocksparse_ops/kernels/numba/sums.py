@@ -37,23 +37,33 @@ def most_at_once(scalar, lanes):
 
 
 class Sums:
-    """Code that sums products in `chains` with some vectors of columns, of `lanes` each."""
+    """Code that sums products in `chains` with some vectors of columns, of `lanes` each.
+
+    What is summed is held in vectors of `type`.
+    """
 
     def __init__(self, code, scalar, chains, lanes, vectors):
         self.code, self.builder = code, code.builder
         self.scalar, self.size = llvm_scalar(scalar), bytes_of(scalar)
         self.chains, self.most_chains = chains, most_chains(scalar)
         self.lanes, self.vectors = lanes, vectors
-        self.row = ir.VectorType(self.scalar, lanes)
+        self.sums_of_vector = self.sums_of(chains, lanes)
+        self.type = ir.VectorType(self.scalar, chains * lanes // self.sums_of_vector)
 
     @staticmethod
-    def vectors_at_once(scalar, chains, lanes):
-        """How many vectors of columns fit into registers."""
+    def sums_of(chains, lanes):
+        """How many sums a vector of columns has."""
         raise NotImplementedError
+
+    @classmethod
+    def vectors_at_once(cls, scalar, chains, lanes):
+        """How many vectors of columns fit into registers."""
+        sums = cls.sums_of(chains, lanes)
+        return min(most_at_once(scalar, lanes), vectors_in_registers(sums))
 
     def start(self):
         """The values of no products."""
-        raise NotImplementedError
+        return [ir.Constant(self.type, None)] * (self.sums_of_vector * self.vectors)
 
     def accumulate(self, sums, left, left_step, block, step, depth):
         """Add left[k] * block[k][.] for k < depth. Steps are in bytes."""
@@ -61,6 +71,11 @@ class Sums:
 
     def totals(self, sums):
         """The sums of all columns, as vectors."""
+        count = self.sums_of_vector
+        return [self._join(sums[first : first + count]) for first in range(0, len(sums), count)]
+
+    def _join(self, sums):
+        """Those of one vector of columns."""
         raise NotImplementedError
 
     def _chains_of(self, depth, sums, add, add_last):
@@ -81,19 +96,16 @@ class RowSums(Sums):
     """Of blocks whose rows are contiguous: vectors of columns for each chain."""
 
     @staticmethod
-    def vectors_at_once(scalar, chains, lanes):
-        return min(most_at_once(scalar, lanes), vectors_in_registers(chains))
-
-    def start(self):
-        return [ir.Constant(self.row, None)] * (self.chains * self.vectors)
+    def sums_of(chains, lanes):
+        return chains
 
     def accumulate(self, sums, left, left_step, block, step, depth):
         def add(chain, k, sums):
             at = self.code.load(self.code.offset(left, k, left_step), self.scalar, self.size)
-            at, row = self.code.splat(at, self.row), self.code.offset(block, k, step)
+            at, row = self.code.splat(at, self.type), self.code.offset(block, k, step)
             sums = list(sums)
             for place in range(chain, len(sums), self.chains):
-                part = self.code.load(row, self.row, self.size)
+                part = self.code.load(row, self.type, self.size)
                 sums[place] = self._product(at, part, sums[place])
                 row = self.builder.add(row, word(self.lanes * self.size))
             return sums
@@ -118,12 +130,6 @@ class RowSums(Sums):
             return add(0, word(0), sums)
         return self._chains_of(depth, sums, add_all, add_last)
 
-    def totals(self, sums):
-        return [
-            self._join(sums[first : first + self.chains])
-            for first in range(0, len(sums), self.chains)
-        ]
-
     def _join(self, sums):
         while len(sums) > 1:
             half = len(sums) // 2
@@ -134,16 +140,9 @@ class RowSums(Sums):
 class ColumnSums(Sums):
     """Of blocks whose columns are contiguous, and a contiguous row: a vector for each column."""
 
-    def __init__(self, *args):
-        super().__init__(*args)
-        self.column = ir.VectorType(self.scalar, self.chains)
-
     @staticmethod
-    def vectors_at_once(scalar, chains, lanes):
-        return min(most_at_once(scalar, lanes), vectors_in_registers(lanes))
-
-    def start(self):
-        return [ir.Constant(self.column, None)] * (self.vectors * self.lanes)
+    def sums_of(chains, lanes):
+        return lanes
 
     def accumulate(self, sums, left, left_step, block, step, depth):
         columns = [self.code.offset(block, q, step) for q in range(self.vectors * self.lanes)]
@@ -154,7 +153,7 @@ class ColumnSums(Sums):
 
         def load(addresses, k):
             places = (self.code.offset(address, k, word(self.size)) for address in addresses)
-            return [self.code.load(place, self.column, self.size) for place in places]
+            return [self.code.load(place, self.type, self.size) for place in places]
 
         def products(k, sums):
             rows = load(lefts, k) * (len(columns) // len(lefts))
@@ -172,12 +171,6 @@ class ColumnSums(Sums):
         if self.chains == 1:  # the depth is 1
             return products(word(0), sums)
         return self._chains_of(depth, sums, products, last_products)
-
-    def totals(self, sums):
-        return [
-            self._join(sums[first : first + self.lanes])
-            for first in range(0, len(sums), self.lanes)
-        ]
 
     def _join(self, sums):
         """Vectors hold the chains of as many columns as they have lanes for."""
