@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from functools import partial
+from itertools import product
 
 import numpy as np
 import oracle
@@ -226,6 +227,24 @@ def test_some_examples_a_step(of_step):
     )
     outer["alpha"] = np.float64(1)
     np.testing.assert_array_equal(result, oracle.outer(*outer.values())[0])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("windows", [1, 3])
+def test_columns_that_fill_no_vector(dtype, windows):
+    """On a CPU zeros are gathered with them, and what those give is left out, not a number here."""
+    lanes = kernels.LANES[dtype]
+    for iSize, oSize in product([1, 3, 4], {2, 3, lanes - 1, lanes}):
+        arrays = Draw(Sizes(3, 4, iSize, oSize, windows, 2, 5), 0, dtype, integers=True).gemv()
+        arrays["h"][0] = np.inf
+        arrays["W"] = abs(arrays["W"]) + 1
+        with jax.enable_x64(True):
+            values = [jax.numpy.asarray(a) for a in arrays.values()]
+            columns = kernels.columns_to_gather(values[1], windows)
+            result = kernels.gemv_in_steps(*values, transposed=False)
+        is_filled = 3 <= oSize < lanes and windows * iSize >= 4
+        assert columns == (lanes if is_filled else oSize)
+        np.testing.assert_array_equal(result, oracle.gemv(*arrays.values())[0])
 
 
 def test_constant_indices_are_not_sorted_by_xla():

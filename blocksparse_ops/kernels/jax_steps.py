@@ -35,6 +35,11 @@ UNROLLED_WINDOW = 16
 # Below so many elements of a block, sorting takes longer than it saves.
 SORTED_BLOCK = 256
 
+# On a CPU XLA multiplies by columns that fill no vector one by one, which takes up to 2.4 times as
+# long as a whole vector of them. From so many columns and so many rows on it pays to fill it.
+LANES = {"float32": 8, "float64": 4}
+FILLED_COLUMNS, FILLED_ROWS = 3, 4
+
 
 def counted(index: Array, blocks: int, padding: int | None = None) -> Array:
     return count_from_start(jnp, index, blocks, int, padding)
@@ -145,6 +150,13 @@ def pinned(values: Array, *shape: int) -> Array:
     return values if is_on_gpu() else jax.lax.optimization_barrier(values)
 
 
+def columns_to_gather(W: Array, inputs: int) -> int:
+    """How many columns the gathered blocks have: those of a vector, if zeros are to fill it."""
+    columns, lanes = W.shape[3], LANES.get(W.dtype.name, 0)
+    is_filled = FILLED_COLUMNS <= columns < lanes and inputs * W.shape[2] >= FILLED_ROWS
+    return lanes if is_filled and not is_on_gpu() else columns
+
+
 def multiply(h: Array, W: Array, i: Array, j: Array, transposed: bool, may_be_none: bool) -> Array:
     """The sums over windows and depths, of as many examples as may be gathered at once."""
     batch, outputs = j.shape
@@ -163,8 +175,11 @@ def multiply(h: Array, W: Array, i: Array, j: Array, transposed: bool, may_be_no
     else:
         # The blocks of one output as one matrix, by which its inputs, as one row, are multiplied.
         blocks = gather(W, i[:, None, :], j[:, :, None], transposed, may_be_none)
-        matrices = blocks.reshape(batch, outputs, -1, blocks.shape[-1])
-        sums = pinned(h, batch, -1)[:, None, None] @ matrices
+        columns, added = W.shape[3], columns_to_gather(W, h.shape[1]) - W.shape[3]
+        matrices = jnp.pad(blocks, [(0, 0)] * 4 + [(0, added)]).reshape(
+            batch, outputs, -1, columns + added
+        )
+        sums = (pinned(h, batch, -1)[:, None, None] @ matrices)[..., :columns]
     size = W.shape[2 if transposed else 3]
     return pinned(pinned(sums, -1, size), -1).reshape(batch, outputs, size)
 
@@ -196,9 +211,9 @@ def is_on_gpu() -> bool:
     return jax.default_backend() != "cpu"
 
 
-def examples_of_step(sizes: Sizes, blocks: Array) -> int:
+def examples_of_step(sizes: Sizes, blocks: Array, columns: int) -> int:
     """How many examples to gather all blocks of at a time; 0 if there is a better way."""
-    block = blocks.shape[2] * blocks.shape[3]
+    block = blocks.shape[2] * columns
     gathered = sizes.triples * block * blocks.dtype.itemsize
     if gathered <= (GATHERED_BYTES_OF_GPU if is_on_gpu() else GATHERED_BYTES):
         return sizes.batch
@@ -269,7 +284,8 @@ def gemv_in_steps(
     result = o
     if sizes.triples and W.size:
         how = {"transposed": transposed, "may_be_none": may_be_none}
-        if of_step := examples_of_step(sizes, W):
+        columns = W.shape[3] if transposed else columns_to_gather(W, sizes.inputs)
+        if of_step := examples_of_step(sizes, W, columns):
             can_hold_nan = jnp.issubdtype(h.dtype, jnp.inexact)
             if wrong is not None and sizes.outputs == 1 and h.size < o.size and can_hold_nan:
                 # Of one output all is NaN if what is multiplied is, which is less to go over.
@@ -326,7 +342,7 @@ def outer_in_steps(
     if shared is not None:
         return outer_of_shared_windows(o, x, y, *shared)
     xIdx, yIdx = counted(xIdx, sizes.iBlocks, padding), counted(yIdx, sizes.oBlocks, padding)
-    if of_step := examples_of_step(sizes, o):
+    if of_step := examples_of_step(sizes, o, o.shape[3]):
         return outer_by_example(o, x, y, xIdx, yIdx, of_step)
     form = choose_form(sizes, *o.shape[2:])
     tiles = cut_by_block(xIdx, yIdx, sizes, form, padding, constants)
