@@ -229,6 +229,22 @@ def test_some_examples_a_step(of_step):
     np.testing.assert_array_equal(result, oracle.outer(*outer.values())[0])
 
 
+@pytest.mark.parametrize(("windows", "iSize", "oSize", "is_written_out"), [
+    (16, 1, 3, True), (17, 1, 3, False), (17, 1, 1, False),
+    (4, 4, 1, True), (1, 16, 1, True), (1, 17, 1, False), (4, 4, 2, False),
+])  # fmt: skip
+@pytest.mark.parametrize("transposed", [False, True])
+def test_sums_that_are_written_out(windows, iSize, oSize, is_written_out, transposed):
+    """Of 16 products at the most, of numbers or with them; transposed, numbers must come out."""
+    arrays = Draw(Sizes(3, 4, iSize, oSize, windows, 2, 5), 0, "float32", integers=True).gemv()
+    o, W, *others = (jax.numpy.asarray(a) for a in arrays.values())
+    W = W.transpose(1, 0, 3, 2) if transposed else W
+    run = jax.jit(partial(kernels.gemv_in_steps, transposed=transposed))
+    has_dot = "dot_general" in run.lower(o, W, *others).as_text()
+    assert has_dot != (is_written_out and (oSize == 1 or not transposed))
+    np.testing.assert_array_equal(run(o, W, *others), oracle.gemv(*arrays.values())[0])
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("windows", [1, 3])
 def test_columns_that_fill_no_vector(dtype, windows):

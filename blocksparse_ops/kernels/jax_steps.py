@@ -29,8 +29,8 @@ WINDOW_ELEMENTS = 1 << 17
 # On a GPU each step is a launch of kernels, and more of them to sort for it.
 GATHERED_BYTES_OF_GPU = 1 << 30
 
-# Windows of so many inputs at the most are written out, where inputs are of size 1.
-UNROLLED_WINDOW = 16
+# Sums of so many products at the most are written out, where inputs or outputs are of size 1.
+UNROLLED_PRODUCTS = 16
 
 # Below so many elements of a block, sorting takes longer than it saves.
 SORTED_BLOCK = 256
@@ -159,14 +159,38 @@ def columns_to_gather(W: Array, inputs: int) -> int:
 
 def multiply(h: Array, W: Array, i: Array, j: Array, transposed: bool, may_be_none: bool) -> Array:
     """The sums over windows and depths, of as many examples as may be gathered at once."""
+    multiply_gathered = multiply_by_matrices
+    if h.shape[1] * h.shape[2] <= UNROLLED_PRODUCTS:
+        if h.shape[2] == 1 and not transposed:
+            multiply_gathered = add_rows
+        elif W.shape[2 if transposed else 3] == 1 and not is_on_gpu():
+            multiply_gathered = add_numbers
+    return multiply_gathered(h, W, i, j, transposed, may_be_none)
+
+
+def add_rows(h: Array, W: Array, i: Array, j: Array, transposed: bool, may_be_none: bool) -> Array:
+    """Of inputs of size 1: XLA makes one loop of gathers, products and sums."""
+    rows = (
+        gather(W, i[:, None, v : v + 1], j[:, :, None], transposed, may_be_none)[:, :, 0, 0]
+        for v in range(h.shape[1])
+    )
+    return sum(h[:, v, None] * row for v, row in enumerate(rows))
+
+
+def add_numbers(
+    h: Array, W: Array, i: Array, j: Array, transposed: bool, may_be_none: bool
+) -> Array:
+    """Of outputs of size 1: one loop, too, where of a product XLA makes a short one for each."""
+    blocks = gather(W, i[:, :, None], j[:, None, :], transposed, may_be_none)
+    depths = blocks.reshape(*blocks.shape[:3], -1)
+    places = np.ndindex(h.shape[1:])
+    return sum(h[:, v, k, None] * depths[:, v, :, k] for v, k in places)[:, :, None]
+
+
+def multiply_by_matrices(
+    h: Array, W: Array, i: Array, j: Array, transposed: bool, may_be_none: bool
+) -> Array:
     batch, outputs = j.shape
-    if not transposed and h.shape[2] == 1 and h.shape[1] <= UNROLLED_WINDOW:
-        # XLA makes one loop of gathers, products and sums.
-        places = (
-            gather(W, i[:, None, v : v + 1], j[:, :, None], transposed, may_be_none)[:, :, 0, 0]
-            for v in range(h.shape[1])
-        )
-        return sum(h[:, v, None] * blocks for v, blocks in enumerate(places))
     if transposed:
         blocks = gather(W, i[:, :, None], j[:, None, :], transposed, may_be_none)
         matrices = blocks.reshape(*i.shape, -1, blocks.shape[-1])
