@@ -260,6 +260,8 @@ def test_columns_that_fill_no_vector(dtype, windows):
             result = kernels.gemv_in_steps(*values, transposed=False)
         is_filled = 3 <= oSize < lanes and windows * iSize >= 4
         assert columns == (lanes if is_filled else oSize)
+        scattered = jax.ShapeDtypeStruct((1 << 20, 4, iSize, oSize), dtype)
+        assert kernels.columns_to_gather(scattered, windows) == oSize
         np.testing.assert_array_equal(result, oracle.gemv(*arrays.values())[0])
 
 

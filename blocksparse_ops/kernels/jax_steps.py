@@ -36,9 +36,11 @@ UNROLLED_PRODUCTS = 16
 SORTED_BLOCK = 256
 
 # On a CPU XLA multiplies by columns that fill no vector one by one, which takes up to 2.4 times as
-# long as a whole vector of them. From so many columns and so many rows on it pays to fill it.
+# long as a whole vector of them. From so many columns and so many rows on it pays to fill it, in
+# weights that a cache holds: of others it took up to twice as long.
 LANES = {"float32": 8, "float64": 4}
 FILLED_COLUMNS, FILLED_ROWS = 3, 4
+CACHED_BYTES = 1 << 24
 
 
 def counted(index: Array, blocks: int, padding: int | None = None) -> Array:
@@ -153,8 +155,9 @@ def pinned(values: Array, *shape: int) -> Array:
 def columns_to_gather(W: Array, inputs: int) -> int:
     """How many columns the gathered blocks have: those of a vector, if zeros are to fill it."""
     columns, lanes = W.shape[3], LANES.get(W.dtype.name, 0)
-    is_filled = FILLED_COLUMNS <= columns < lanes and inputs * W.shape[2] >= FILLED_ROWS
-    return lanes if is_filled and not is_on_gpu() else columns
+    is_worth = FILLED_COLUMNS <= columns < lanes and inputs * W.shape[2] >= FILLED_ROWS
+    is_cached = W.size * W.dtype.itemsize <= CACHED_BYTES
+    return lanes if is_worth and is_cached and not is_on_gpu() else columns
 
 
 def multiply(h: Array, W: Array, i: Array, j: Array, transposed: bool, may_be_none: bool) -> Array:
