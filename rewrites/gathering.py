@@ -147,7 +147,7 @@ def need_many(gather: Gather, blocks: TensorVariable, block_elements: int, uses:
 def need_many_for_dots(gather: Gather, blocks: TensorVariable) -> None:
     need_many(gather, blocks, DOT_ELEMENTS, DOT_USES)
     # Here, where JAX is about to compile: who uses other modes may not have it.
-    from blocksparse_ops.kernels.jax_steps import is_on_gpu
+    from blocksparse_ops.kernels.jax_gathered import is_on_gpu
 
     if is_on_gpu():
         raise LeftAlone("on a GPU XLA keeps none of the blocks that a dot gathers")

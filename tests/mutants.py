@@ -74,6 +74,7 @@ TESTS = {
     "source": ["test_c_sources", "test_direct"],
     "extension": ["test_c_sources"],
     "tiles": ["test_jax", "test_pytorch"],
+    "jax_gathered": ["test_jax"],
     "jax_steps": ["test_jax"],
     "traced": ["test_jax"],
     "lazy": ["test_package", "test_jax"],

@@ -227,7 +227,7 @@ def jax_problem(kind, compute, index_dtype="int64"):
 @pytest.fixture
 def on_cpu(monkeypatch):
     """JAX chooses as on a CPU, whatever it runs on."""
-    monkeypatch.setattr("blocksparse_ops.kernels.jax_steps.is_on_gpu", lambda: False)
+    monkeypatch.setattr("blocksparse_ops.kernels.jax_gathered.is_on_gpu", lambda: False)
 
 
 @pytest.fixture

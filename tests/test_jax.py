@@ -18,6 +18,7 @@ from blocksparse_ops import SparseBlockGemv, SparseBlockOuter, sparse_block_dot,
 
 jax = pytest.importorskip("jax")
 kernels = pytest.importorskip("blocksparse_ops.kernels.jax_steps")
+gathered = pytest.importorskip("blocksparse_ops.kernels.jax_gathered")
 
 # The triples as they stand, and sorted by block.
 SIZES = [Sizes(3, 4, 5, 6, 2, 3, 4), Sizes(1, 2, 3, 2, 3, 2, 3)]
@@ -34,8 +35,8 @@ class TestJaxInSteps(LibraryValues):
 
     @pytest.fixture(autouse=True)
     def few_at_once(self, monkeypatch):
-        monkeypatch.setattr(kernels, "GATHERED_BYTES", 0)
-        monkeypatch.setattr(kernels, "SORTED_BLOCK", 0)
+        monkeypatch.setattr(gathered, "GATHERED_BYTES", 0)
+        monkeypatch.setattr(gathered, "SORTED_BLOCK", 0)
         jax.clear_caches()
         yield
         jax.clear_caches()
@@ -173,8 +174,9 @@ def test_derivatives_of_an_outer_by_jax(padding_idx):
 @pytest.mark.parametrize("inputs", [5, 6])
 def test_windows_that_a_step_does_not_hold(monkeypatch, elements, inputs, transposed):
     """They are cut where their inputs divide; the last step may have fewer than the others."""
-    monkeypatch.setattr(kernels, "WINDOW_ELEMENTS", elements)
-    monkeypatch.setattr(kernels, "GATHERED_BYTES", 0)
+    for module in (kernels, gathered):
+        monkeypatch.setattr(module, "WINDOW_ELEMENTS", elements)
+    monkeypatch.setattr(gathered, "GATHERED_BYTES", 0)
     arrays = Draw(Sizes(4, 5, 5, 6, inputs, 3, 3), 0, "float64", integers=True).gemv()
     o, W, *others = map(jax.numpy.asarray, arrays.values())
     W = W.transpose(1, 0, 3, 2) if transposed else W
@@ -201,7 +203,7 @@ def test_weights_are_read_where_they_lie():
 def test_on_a_gpu_blocks_are_gathered_whatever_their_size(monkeypatch, most):
     """Some examples at a time where all would take too much: nothing is sorted."""
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(kernels, "GATHERED_BYTES_OF_GPU", most)
+    monkeypatch.setattr(gathered, "GATHERED_BYTES_OF_GPU", most)
     arrays = Draw(Sizes(2, 2, 17, 16, 2, 1, 9), 0, "float32", integers=True)
     for run, problem, expect in (
         (partial(kernels.gemv_in_steps, transposed=False), arrays.gemv(), oracle.gemv),
@@ -219,10 +221,10 @@ def test_some_examples_a_step(of_step):
     gemv, outer = arrays.gemv(), arrays.outer()
     o, W, h, i, j = (jax.numpy.asarray(a) for a in gemv.values())
     i, j = kernels.counted(i, 3), kernels.counted(j, 4)
-    result = kernels.gemv_by_example(o, W, h, i, j, of_step, False, False)
+    result = gathered.gemv_by_example(o, W, h, i, j, of_step, False, False)
     np.testing.assert_array_equal(result, oracle.gemv(*gemv.values())[0])
     o, x, y, i, j, _ = (jax.numpy.asarray(a) for a in outer.values())
-    result = kernels.outer_by_example(
+    result = gathered.outer_by_example(
         o, x, y, kernels.counted(i, 3), kernels.counted(j, 4), of_step
     )
     outer["alpha"] = np.float64(1)
@@ -249,19 +251,19 @@ def test_sums_that_are_written_out(windows, iSize, oSize, is_written_out, transp
 @pytest.mark.parametrize("windows", [1, 3])
 def test_columns_that_fill_no_vector(dtype, windows):
     """On a CPU zeros are gathered with them, and what those give is left out, not a number here."""
-    lanes = kernels.LANES[dtype]
+    lanes = gathered.LANES[dtype]
     for iSize, oSize in product([1, 3, 4], {2, 3, lanes - 1, lanes}):
         arrays = Draw(Sizes(3, 4, iSize, oSize, windows, 2, 5), 0, dtype, integers=True).gemv()
         arrays["h"][0] = np.inf
         arrays["W"] = abs(arrays["W"]) + 1
         with jax.enable_x64(True):
             values = [jax.numpy.asarray(a) for a in arrays.values()]
-            columns = kernels.columns_to_gather(values[1], windows)
+            columns = gathered.columns_to_gather(values[1], windows)
             result = kernels.gemv_in_steps(*values, transposed=False)
         is_filled = 3 <= oSize < lanes and windows * iSize >= 4
         assert columns == (lanes if is_filled else oSize)
         scattered = jax.ShapeDtypeStruct((1 << 20, 4, iSize, oSize), dtype)
-        assert kernels.columns_to_gather(scattered, windows) == oSize
+        assert gathered.columns_to_gather(scattered, windows) == oSize
         np.testing.assert_array_equal(result, oracle.gemv(*arrays.values())[0])
 
 
@@ -269,7 +271,7 @@ def test_constant_indices_are_not_sorted_by_xla():
     """Nor are those of a gradient that JAX makes."""
     sizes = Sizes(2, 2, 16, 16, 2, 2, 5000)
     arrays = Draw(sizes, 0, "float32").dot()
-    assert sizes.batch * 2 * 2 * 16 * 16 * 4 > kernels.GATHERED_BYTES
+    assert sizes.batch * 2 * 2 * 16 * 16 * 4 > gathered.GATHERED_BYTES
     values = [arrays["W"], arrays["h"]]
     W, h = symbols({"W": values[0], "h": values[1]}).values()
     function = jaxified(
