@@ -70,6 +70,12 @@ def in_campaign(request):
     return lambda short, long: long if is_long else short
 
 
+@pytest.fixture
+def on_cpu(monkeypatch):
+    """JAX chooses as on a CPU, whatever it runs on."""
+    monkeypatch.setattr("blocksparse_ops.kernels.jax_gathered.is_on_gpu", lambda: False)
+
+
 def pytest_collection_modifyitems(config, items):
     """Have no long file come last, when all other processes are done."""
     items.sort(key=lambda item: item.path.stem not in FIRST)

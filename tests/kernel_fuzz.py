@@ -28,12 +28,12 @@ SANITIZERS = ("address,undefined", "address", "thread")
 
 # What is always inlined is so where nothing is optimised, too, each time with all that a sanitizer
 # adds: a third of the time to compile it.
-HARDLY = ("-O0", "-Dalways_inline=unused")
+UNOPTIMISED = ("-O0", "-Dalways_inline=unused")
 
 
-def build(path, vectors, sanitizer, level=HARDLY):
+def build(path, vectors, sanitizer, flags=UNOPTIMISED):
     """Compile a program for this width of vectors, or for this machine, unless it is there."""
-    about = [*level, f"-m{vectors}" if vectors and IS_X86 else "-march=native"]
+    about = [*flags, f"-m{vectors}" if vectors and IS_X86 else "-march=native"]
     about += [f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"]
     return compiled(path, config.cxx, *about)
 
@@ -77,8 +77,8 @@ def main():
     if options.machine is not None:
         command = [f"qemu-{options.machine}", str(build_for(options.machine)), *others]
     else:
-        level = ("-O2",) if options.optimise else HARDLY
-        executable = build(DRIVER, options.vectors, options.sanitizer, level)
+        flags = ("-O2",) if options.optimise else UNOPTIMISED
+        executable = build(DRIVER, options.vectors, options.sanitizer, flags)
         command = command_of(executable, options.sanitizer, *others)
     raise SystemExit(subprocess.run(command).returncode)
 

@@ -225,12 +225,6 @@ def jax_problem(kind, compute, index_dtype="int64"):
 
 
 @pytest.fixture
-def on_cpu(monkeypatch):
-    """JAX chooses as on a CPU, whatever it runs on."""
-    monkeypatch.setattr("blocksparse_ops.kernels.jax_gathered.is_on_gpu", lambda: False)
-
-
-@pytest.fixture
 def as_if_large(monkeypatch, on_cpu):
     """The blocks of any problem are large, and too many for JAX to gather at once."""
     for name in ("GATHERED_BYTES", "DOT_ELEMENTS", "DOT_USES", "SUM_USES"):

@@ -236,6 +236,7 @@ def test_some_examples_a_step(of_step):
     (4, 4, 1, True), (1, 16, 1, True), (1, 17, 1, False), (4, 4, 2, False),
 ])  # fmt: skip
 @pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.usefixtures("on_cpu")
 def test_sums_that_are_written_out(windows, iSize, oSize, is_written_out, transposed):
     """Of 16 products at the most, of numbers or with them; transposed, numbers must come out."""
     arrays = Draw(Sizes(3, 4, iSize, oSize, windows, 2, 5), 0, "float32", integers=True).gemv()
@@ -249,6 +250,7 @@ def test_sums_that_are_written_out(windows, iSize, oSize, is_written_out, transp
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("windows", [1, 3])
+@pytest.mark.usefixtures("on_cpu")
 def test_columns_that_fill_no_vector(dtype, windows):
     """On a CPU zeros are gathered with them, and what those give is left out, not a number here."""
     lanes = gathered.LANES[dtype]
