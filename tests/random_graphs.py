@@ -183,7 +183,7 @@ class RandomGraph:
             lambda: pt.einsum("nvp,nvwpq->nwq", h, W[i[:, :, None], j[:, None, :]]),
         ]
         return self.choose(
-            lambda: (h[:, :1, None] @ of_outputs)[:, :, 0],
+            lambda: (h[:, 0, None, None] @ of_outputs)[:, :, 0],
             lambda: (h.sum(1)[:, None, :, None] * of_outputs).sum(2),
             lambda: (h[:, :, None] @ of_inputs).sum(1),
             lambda: (of_inputs * h[..., None]).sum((1, 2)),
