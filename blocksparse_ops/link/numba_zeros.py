@@ -15,6 +15,7 @@ from pytensor.link.numba.dispatch.basic import (
 from pytensor.link.numba.dispatch.tensor_basic import numba_funcify_Alloc
 
 from blocksparse_ops.kernels.numba import version
+from blocksparse_ops.kernels.numba.arrays import new_empty
 from blocksparse_ops.kernels.numba.compile import kernel
 from blocksparse_ops.kernels.numba.vector import word
 from blocksparse_ops.zeros import BlockFull, BlockZeros, RepeatedZero
@@ -117,11 +118,9 @@ def numba_funcify_BlockZeros(op, node, **kwargs):
 
 @register_funcify_and_cache_key(BlockFull)
 def numba_funcify_BlockFull(op, node, **kwargs):
-    dtype = np.dtype(node.outputs[0].type.dtype)
-
     @kernel
     def block_full(value, *sizes):
-        out = np.empty(shape_of(sizes), dtype)
+        out = new_empty(shape_of(sizes), value.item())
         fill(out, value)
         return out
 

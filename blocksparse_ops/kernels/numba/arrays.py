@@ -6,8 +6,10 @@ from collections import namedtuple
 import numpy as np
 from numba.core import cgutils, types
 from numba.core.errors import NumbaTypeError
+from numba.core.imputils import impl_ret_new_ref
 from numba.core.types import Integer, NamedTuple, UniTuple, boolean, int64, void
 from numba.extending import intrinsic, overload
+from numba.np.arrayobj import _empty_nd_impl
 from numba.np.numpy_support import as_dtype
 
 from blocksparse_ops.kernels.numba.compile import kernel
@@ -103,19 +105,22 @@ def is_contiguous(array, itemsize):
     return True
 
 
-def new_empty(shape, like):
-    """A new array of the type of scalar of `like`."""
-    raise AssertionError("only for compiled code")
+@intrinsic
+def new_empty(typing_context, shape, like):
+    """A new array of the type of scalar of `like`. Not np.empty, which Numba compiles for each
+    number of axes."""
+    array = types.Array(scalar_of(like), len(shape), "C")
+
+    def generate(context, builder, signature, arguments):
+        sizes = cgutils.unpack_tuple(builder, arguments[0])
+        new = _empty_nd_impl(context, builder, array, sizes)
+        return impl_ret_new_ref(context, builder, array, new._getvalue())
+
+    return array(shape, like), generate
 
 
 def new_zeros(shape, like):
     raise AssertionError("only for compiled code")
-
-
-@overload(new_empty)
-def overload_new_empty(shape, like):
-    dtype = as_dtype(scalar_of(like))
-    return lambda shape, like: np.empty(shape, dtype)
 
 
 @overload(new_zeros)

@@ -8,7 +8,7 @@ from numba import objmode
 from numba.core.types import NamedUniTuple, UniTuple, boolean, int64, void
 from numba.extending import intrinsic
 
-from blocksparse_ops.kernels.numba.arrays import IndexArray, Known, is_contiguous, load
+from blocksparse_ops.kernels.numba.arrays import INDEX_ARRAY, IndexArray, Known, is_contiguous, load
 from blocksparse_ops.kernels.numba.compile import Unit, kernel
 from blocksparse_ops.kernels.numba.memory import set_word
 from blocksparse_ops.kernels.numba.vector import WORD, WORD_BYTES, Code, word
@@ -184,7 +184,6 @@ def is_known(index, blocks):
     return index.known.least >= 0 and index.known.greatest < blocks
 
 
-@kernel
 def pass_over(index, blocks, table, which):
     """Whether all values of an index, of which each row may be anywhere, are in range."""
     batch, window = index.shape
@@ -221,6 +220,10 @@ def go_over(index, blocks, table, counts):
     return found
 
 
+PASS_OVER = Unit(pass_over, lambda _: boolean(INDEX_ARRAY, int64, int64, int64))
+ready_pass_over, call_pass_over = PASS_OVER.ready, PASS_OVER.call
+
+
 @kernel
 def look_over(index, blocks):
     """An index, of which it is known, if that is so, that all values name a block from the start.
@@ -247,9 +250,10 @@ def looked_over(blocks, first, second):
     return look_over(first, blocks.shape[0]), look_over(second, blocks.shape[1])
 
 
-@kernel
-def check_index(index, argument, blocks):
-    if not is_known(index, blocks) and not pass_over(index, blocks, NO_TABLE, CHECKS):
+def check_values(index, argument, blocks):
+    """Return a record of the first value that is out of range, if one is."""
+    ready_pass_over(0, 0)
+    if not call_pass_over(0, 0, (index, blocks, NO_TABLE, CHECKS)):
         for first in range(index.shape[0]):
             for second in range(index.shape[1]):
                 value = index_value(index, first, second)
@@ -259,6 +263,18 @@ def check_index(index, argument, blocks):
                     fault = SIGNED_INDEX if index.is_signed else UNSIGNED_INDEX
                     return (fault, argument, first, second, value, blocks)
     return FINE
+
+
+CHECK_VALUES = Unit(check_values, lambda _: FAULT(INDEX_ARRAY, int64, int64))
+ready_check_values, call_check_values = CHECK_VALUES.ready, CHECK_VALUES.call
+
+
+@kernel
+def check_index(index, argument, blocks):
+    if is_known(index, blocks):
+        return FINE
+    ready_check_values(0, 0)
+    return call_check_values(0, 0, (index, argument, blocks))
 
 
 @kernel
@@ -287,7 +303,8 @@ def count_from_start(index, blocks, table):
     is_words = index.itemsize == WORD_BYTES and is_contiguous(index, index.itemsize)
     if is_known(index, blocks) and is_counted and is_words:
         return index.data
-    pass_over(index, blocks, table, COUNTS)
+    ready_pass_over(0, 0)
+    call_pass_over(0, 0, (index, blocks, table, COUNTS))
     return table
 
 
