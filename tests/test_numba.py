@@ -24,6 +24,7 @@ from pytensor.graph.replace import vectorize_graph
 
 from blocksparse_ops import sparse_block_dot, sparse_block_gemv
 from blocksparse_ops.kernels.numba import version
+from blocksparse_ops.kernels.numba.check import CHECK_VALUES, PASS_OVER
 from blocksparse_ops.kernels.numba.compile import LOADERS
 from blocksparse_ops.kernels.numba.direct import RUN_DIRECT_GEMV
 from blocksparse_ops.kernels.numba.gemv import CHECK_GEMV
@@ -170,8 +171,9 @@ def test_the_second_process_finds_the_kernels_on_disk(tmp_path):
 
 
 @pytest.mark.parametrize(("unit", "scalar"), [
-    (NEW_GEMV, float64), (RUN_DIRECT_GEMV, float64), (CHECK_GEMV, int64),
-], ids=["new", "run", "check"])  # fmt: skip
+    (NEW_GEMV, float64), (RUN_DIRECT_GEMV, float64), (CHECK_GEMV, int64), (CHECK_VALUES, int64),
+    (PASS_OVER, int64),
+], ids=["new", "run", "check", "values", "pass"])  # fmt: skip
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_what_cannot_be_compiled(unit, scalar, error, monkeypatch, capsys):
     """It is an error of the call that needs it, and the next call tries again."""
@@ -192,6 +194,24 @@ def test_what_cannot_be_compiled(unit, scalar, error, monkeypatch, capsys):
     assert f"{error.__name__}: planted" in capsys.readouterr().err
     monkeypatch.setitem(LOADERS, addressof(cells), partial(cells.__setitem__, 0, compiled))
     np.testing.assert_array_equal(f(*arrays.values()), expected)
+
+
+def compile_for_indices():
+    """Of blocks counted from the start, and then from the end, too."""
+    begin()
+    arrays = Draw(SIZES, 0, "float64").gemv()
+    inputs = symbols(arrays)
+    f = pytensor.function(list(inputs.values()), sparse_block_gemv(**inputs), mode="NUMBA")
+    i, j = arrays["inputIdx"] % SIZES.iBlocks, arrays["outputIdx"] % SIZES.oBlocks
+    is_compiled = []
+    for indices in ({"inputIdx": i, "outputIdx": j}, {}):
+        f(*{**arrays, **indices}.values())
+        is_compiled.append(bool(CHECK_VALUES.cells[int64][0]))
+    return is_compiled
+
+
+def test_what_goes_over_each_value_is_compiled_for_what_needs_it():
+    assert in_a_fresh_process(compile_for_indices) == [False, True]
 
 
 def test_cache_version_follows_the_sources(tmp_path, monkeypatch):
