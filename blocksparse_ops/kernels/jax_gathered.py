@@ -88,7 +88,7 @@ def add_rows(h: Array, W: Array, i: Array, j: Array, transposed: bool, may_be_no
 def add_numbers(
     h: Array, W: Array, i: Array, j: Array, transposed: bool, may_be_none: bool
 ) -> Array:
-    """Of outputs of size 1: one loop, too, where of a product XLA makes a short one for each."""
+    """Of outputs of size 1: a loop over all, where of a product XLA makes a short one for each."""
     blocks = gather(W, i[:, :, None], j[:, None, :], transposed, may_be_none)
     depths = blocks.reshape(*blocks.shape[:3], -1)
     places = np.ndindex(h.shape[1:])
@@ -118,7 +118,10 @@ def multiply_by_matrices(
 
 
 def examples_of_step(sizes: Sizes, blocks: Array, columns: int) -> int:
-    """How many examples to gather all blocks of at a time; 0 if there is a better way."""
+    """How many examples to gather all blocks of at a time; 0 if there is a better way.
+
+    Blocks of what is written out count, too: beside other uses of them XLA gathers them after all.
+    """
     block = blocks.shape[2] * columns
     gathered = sizes.triples * block * blocks.dtype.itemsize
     if gathered <= (GATHERED_BYTES_OF_GPU if is_on_gpu() else GATHERED_BYTES):
