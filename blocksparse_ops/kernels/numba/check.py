@@ -220,6 +220,7 @@ def go_over(index, blocks, table, counts):
     return found
 
 
+# By itself, as CHECK_VALUES: calls with 64-bit indices in range and not negative need neither.
 PASS_OVER = Unit(pass_over, lambda _: boolean(INDEX_ARRAY, int64, int64, int64))
 ready_pass_over, call_pass_over = PASS_OVER.ready, PASS_OVER.call
 
